@@ -1,0 +1,83 @@
+# Every command of the project. All that they need is Python 3.11 or newer: .venv is made from requirements.txt.
+
+PYTHON         ?= python3
+MODEL          ?= iris
+MLFLOW_UI_PORT ?= 5050
+
+IN_VENV   := .venv/bin/python
+LOCAL_DB  := sqlite:///$(CURDIR)/mlruns/mlflow.db
+UV        := .venv-lock/bin/uv
+# One version of each package for every Python and system, so that all of us compute with the same libraries.
+LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
+             --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCK_FLAGS)
+
+.PHONY: help run test check train demo mlflow lock clean distclean lint format typecheck trained
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: trained ## Serve on port 5000, with iris trained first if nothing is there to serve
+	@exec $(IN_VENV) app.py
+
+test: .venv/.installed ## Run the tests on all cores; ARGS="-k drift" goes on to pytest
+	@$(IN_VENV) -m pytest -n auto $(ARGS)
+
+check: lint typecheck test ## Run all that CI runs: lint, typecheck, test
+
+lint: .venv/.installed ## Find faults in Python (ruff) and shell scripts (shellcheck, where installed)
+	@$(IN_VENV) -m ruff check .
+	@$(IN_VENV) -m ruff format --check .
+	@if command -v shellcheck >/dev/null; then \
+		find . -path './.*' -prune -o -name '*.sh' -print | xargs shellcheck .ci/run; \
+	else echo "shellcheck is not installed: the shell scripts stay unchecked"; fi
+
+format: .venv/.installed ## Format the Python code and mend what ruff can mend
+	@$(IN_VENV) -m ruff check --fix --exit-zero .
+	@$(IN_VENV) -m ruff format .
+
+typecheck: .venv/.installed ## Check the types (mypy)
+	@$(IN_VENV) -m mypy
+
+train: .venv/.installed ## Train, register and promote a model: MODEL=iris
+	@$(IN_VENV) train_model.py $(MODEL)
+
+demo: trained ## Call a service of its own through every protocol
+	@$(IN_VENV) demo.py --self-hosted
+
+# Without its job runners, which are eight more processes that the UI does not need.
+mlflow: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
+mlflow: .venv/.installed ## Open the MLflow UI on MLFLOW_UI_PORT=5050, on the store that training writes to
+	@store="$${MLFLOW_TRACKING_URI:-$(LOCAL_DB)}"; case "$$store" in \
+		http*) echo "MLFLOW_TRACKING_URI names a server that has its own UI: $$store";; \
+		*) mkdir -p mlruns; exec $(IN_VENV) -m mlflow ui --workers 1 --port $(MLFLOW_UI_PORT) --backend-store-uri "$$store";; \
+	esac
+
+lock: $(UV) ## Write requirements*.txt from pyproject.toml; LOCK_FLAGS=--upgrade takes the newest versions
+	@$(LOCK) --extra serve --extra train --extra dev --output-file requirements.txt
+	@$(LOCK) --extra serve --output-file requirements-serve.txt
+
+clean: ## Remove caches
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove caches and .venv; models, runs and state stay
+	@rm -rf .venv .venv-lock
+
+# Something to serve: what is registered, in the registry that is named or in the local one, or else iris.
+trained: .venv/.installed
+	@if [ -z "$$MLFLOW_TRACKING_URI" ] && [ ! -e mlruns/mlflow.db ] && [ ! -e models/iris ]; then \
+		$(IN_VENV) train_model.py iris; fi
+
+# Anew whenever the lock changes, so that nothing is left of what it no longer names.
+.venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing requirements.txt into .venv (two minutes or so, only when it has changed) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+# A place of its own, because the lock must be writable when .venv cannot be made from it.
+$(UV):
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
