@@ -11,7 +11,7 @@ UV        := .venv-lock/bin/uv
 LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
              --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCK_FLAGS)
 
-.PHONY: help run test check train demo mlflow lock clean distclean lint format typecheck trained
+.PHONY: help run test check train demo mlflow docs lock clean distclean lint format typecheck trained
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,7 +20,7 @@ run: trained ## Serve on port 5000, with iris trained first if nothing is there 
 	@exec $(IN_VENV) app.py
 
 test: .venv/.installed ## Run the tests on all cores; ARGS="-k drift" goes on to pytest
-	@$(IN_VENV) -m pytest -n auto $(ARGS)
+	@$(IN_VENV) -m pytest -n auto --dist loadfile $(ARGS)
 
 check: lint typecheck test ## Run all that CI runs: lint, typecheck, test
 
@@ -51,6 +51,9 @@ mlflow: .venv/.installed ## Open the MLflow UI on MLFLOW_UI_PORT=5050, on the st
 		http*) echo "MLFLOW_TRACKING_URI names a server that has its own UI: $$store";; \
 		*) mkdir -p mlruns; exec $(IN_VENV) -m mlflow ui --workers 1 --port $(MLFLOW_UI_PORT) --backend-store-uri "$$store";; \
 	esac
+
+docs: .venv/.installed ## Write what README.md and .env.example say of the settings
+	@$(IN_VENV) -m serving.settings
 
 lock: $(UV) ## Write requirements*.txt from pyproject.toml; LOCK_FLAGS=--upgrade takes the newest versions
 	@$(LOCK) --extra serve --extra train --extra dev --output-file requirements.txt
