@@ -1,0 +1,1 @@
+"""Serve what an MLflow registry alias points at."""

@@ -1,0 +1,194 @@
+"""Settings: one frozen table of names, defaults and help. Read once, in `app.py`; modules take plain arguments."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from serving.errors import SettingError
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE_START, TABLE_END = "<!-- settings: made by make docs -->", "<!-- end of settings -->"
+
+
+def setting(
+    default: Any, help: str, *, secret: bool = False, least: float | None = None, most: float | None = None
+) -> Any:
+    """A row of the table. A ``secret`` may come from a file that NAME_FILE names, and never shows in ``repr``."""
+    metadata = {"help": help, "secret": secret, "least": least, "most": most}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, under its environment variable's name in lower case."""
+
+    mlflow_tracking_uri: str = setting(
+        f"sqlite:///{ROOT / 'mlruns' / 'mlflow.db'}",
+        "Where the registry is. Default: an SQLite file beside the code, `mlruns/mlflow.db`.",
+    )
+    mlflow_tracking_username: str = setting("", "User name for a tracking server with basic authentication.")
+    mlflow_tracking_password: str = setting("", "Its password.", secret=True)
+    mlflow_tracking_token: str = setting("", "Bearer token for the tracking server.", secret=True)
+    models: tuple[str, ...] = setting(
+        ("iris",),
+        "What to serve: a comma list of `name` (its alias `champion`), `name@alias` or `name/version`. "
+        "The first answers routes that name no model.",
+    )
+    state_dir: Path = setting(
+        ROOT / ".state", "Bundles and notes of this service; survives restarts. Default: `.state` beside the code."
+    )
+    model_dir: Path = setting(
+        ROOT / "models",
+        "Local files to start from when the registry gives nothing. Default: `models` beside the code.",
+    )
+    poll_interval_s: float = setting(5.0, "Longest time between two looks at the registry.", least=0.1)
+    prepare_timeout_s: float = setting(
+        120.0, "Time in which a new version must be fetched, loaded and proven.", least=1
+    )
+    reload_timeout_s: float = setting(
+        150.0, "How long `POST /model/reload` waits for the version and for every worker.", least=1
+    )
+    keep_bundles: int = setting(3, "Prepared versions kept on disk for each model, the live one included.", least=1)
+    bind_address: str = setting("127.0.0.1", "Address to listen on; `0.0.0.0` for all.")
+    port: int = setting(5000, "Port to listen on.", least=1, most=65535)
+    web_concurrency: int = setting(
+        0, "Worker processes. 0: as many as the CPU limit (cgroup) allows.", least=0, most=256
+    )
+    threads: int = setting(4, "Threads of each worker.", least=1, most=256)
+    drain_s: float = setting(2.0, "After SIGTERM: how long to go on answering while readiness says no.", least=0)
+    max_body_bytes: int = setting(64 * 1024 * 1024, "Largest request body.", least=1)
+    log_level: str = setting("info", "One of debug, info, warning, error.")
+    log_format: str = setting("auto", "`json`, `text`, or `auto`: text on a terminal, else JSON lines.")
+    prometheus_multiproc_dir: str = setting("", "Where workers share their metrics. Default: `metrics` in STATE_DIR.")
+
+    def __post_init__(self) -> None:
+        _choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _choice("LOG_FORMAT", self.log_format, ("auto", "json", "text"))
+        if not self.models:
+            raise SettingError("MODELS is empty; expected a comma list such as 'iris,fraud@challenger'")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment. Raises `SettingError` that names the setting and what was expected."""
+        environ = os.environ if environ is None else environ
+        _refuse_unknown(environ)
+        given = {row.name: _parse(row, text) for row in fields(cls) if (text := _text(row, environ)) is not None}
+        return cls(**given)
+
+
+def names() -> dict[str, Field[Any]]:
+    """Every setting's row under the name of its environment variable."""
+    return {row.name.upper(): row for row in fields(Settings)}
+
+
+def table() -> str:
+    """The README's table of settings, in Markdown."""
+    lines = ["| setting | default | what |", "|---|---|---|"]
+    for name, row in names().items():
+        shown = _shown(_fixed(row))
+        secret = f" May come from the file that `{name}_FILE` names." if row.metadata["secret"] else ""
+        lines.append(f"| `{name}` | {shown} | {row.metadata['help']}{secret} |")
+    return "\n".join(lines)
+
+
+def env_example() -> str:
+    """``.env.example``: every setting with its help, commented out."""
+    blocks = ["# Settings. Copy this file to .env, or set what you need in the environment, which wins."]
+    for name, row in names().items():
+        blocks.append(f"# {row.metadata['help'].replace('`', '')}\n#{name}={_shown(_fixed(row)).strip('`')}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _fixed(row: Field[Any]) -> Any:
+    """The default, unless it depends on where the checkout lies."""
+    return "" if str(ROOT) in str(row.default) else row.default
+
+
+def _shown(default: Any) -> str:
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    return f"`{text}`" if text else ""
+
+
+def _text(row: Field[Any], environ: Mapping[str, str]) -> str | None:
+    name = row.name.upper()
+    place = environ.get(f"{name}_FILE") if row.metadata["secret"] else None
+    if not place:
+        return environ.get(name) or None  # an empty variable is an unset one, as in compose files
+    if environ.get(name):
+        raise SettingError(f"{name} and {name}_FILE are both set; give one of them")
+    try:
+        return Path(place).read_text(encoding="utf-8").strip()
+    except OSError as err:
+        raise SettingError(f"{name}_FILE: cannot read {place}: {err.strerror}") from err
+    except UnicodeDecodeError:
+        raise SettingError(f"{name}_FILE: {place} is not UTF-8 text") from None
+
+
+def _parse(row: Field[Any], text: str) -> Any:
+    kind = type(row.default) if row.default is not MISSING else str
+    name = row.name.upper()
+    try:
+        value = PARSERS[kind](text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}.get(kind, "a path")
+        raise SettingError(f"{name} must be {expected}, not {text!r}") from None
+    least, most = row.metadata["least"], row.metadata["most"]
+    if least is not None and not value >= least:
+        raise SettingError(f"{name} must be at least {least:g}, not {text}")
+    if most is not None and not value <= most:
+        raise SettingError(f"{name} must be at most {most:g}, not {text}")
+    return value
+
+
+PARSERS: dict[type, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: lambda text: _finite(float(text)),
+    tuple: lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+    type(ROOT): lambda text: _absolute(Path(text)),
+}
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as err:  # ~somebody who has no home here
+        raise ValueError(str(err)) from err
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Our names have no prefix of their own, so what is refused is a name that is nearly one of ours."""
+    known = set(names()) | {f"{name}_FILE" for name, row in names().items() if row.metadata["secret"]}
+    for name in sorted(set(environ) - known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
+        if near and name not in ECOSYSTEM:
+            raise SettingError(f"unknown setting {name}; did you mean {near[0]}?")
+
+
+# Names that others own and that look like ours.
+ECOSYSTEM = frozenset({"MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_DIR"})
+
+
+if __name__ == "__main__":  # make docs
+    readme = ROOT / "README.md"
+    before, start, rest = readme.read_text(encoding="utf-8").partition(TABLE_START)
+    _, end, after = rest.partition(TABLE_END)
+    readme.write_text(f"{before}{start}\n\n{table()}\n\n{end}{after}", encoding="utf-8")
+    (ROOT / ".env.example").write_text(env_example(), encoding="utf-8")

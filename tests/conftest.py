@@ -1,0 +1,107 @@
+"""Two small models that are real, prepared once for all tests, and a service that starts from them in a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+from served import environment, free_port, publish, running, settings_of
+from werkzeug.serving import make_server
+
+from serving.settings import ROOT
+
+READY_S = 90.0
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``models`` and a ``state`` in which they are prepared; made once, however many processes test."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prepared"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "done").exists():
+            publish(home)
+            with running(settings_of(home)) as app:
+                _await_ready(app)
+            (home / "done").touch()
+    return home
+
+
+@pytest.fixture(scope="session")
+def app(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    """A service in this process that serves ``iris`` and ``prices`` from local files, as their versions 1 and 7."""
+    home = tmp_path_factory.mktemp("service")
+    shutil.copytree(prepared / "state", home / "state")
+    with running(settings_of(home, model_dir=prepared / "models")) as app:
+        _await_ready(app)
+        yield app
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A client of `app` that needs no socket."""
+    return app.test_client()
+
+
+@pytest.fixture(scope="session")
+def app_url(app: Flask) -> Iterator[str]:
+    """Where `app` answers over a socket."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for every request
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def service_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where ``python app.py``, with one worker, serves what `app` does."""
+    home = tmp_path_factory.mktemp("process")
+    shutil.copytree(prepared / "state", home / "state")
+    port = free_port()
+    settings = settings_of(home, model_dir=prepared / "models", port=port, web_concurrency=1, drain_s=0)
+    with (home / "service.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment(settings), stdout=log, stderr=log)
+    try:
+        _await_answer(f"http://127.0.0.1:{port}/readyz", process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _await_ready(app: Flask) -> None:
+    """Return when ``app`` serves every model."""
+    deadline = time.monotonic() + READY_S
+    while not app.extensions["service"].ready():
+        assert time.monotonic() < deadline, f"not ready: {app.extensions['service'].overview()}"
+        time.sleep(0.02)
+
+
+def _await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the service ended with code {process.returncode}"
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(url, timeout=5).ok:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"{url} is not ready")
