@@ -1,0 +1,178 @@
+"""The agent: one process per pod that follows aliases, has new versions prepared, and writes what is desired.
+
+Workers keep it alive (`Keeper`) and ask it to look now (`ask`); they never wait for it to answer a prediction.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serving import notes, telemetry
+from serving.bundle import Bundle
+from serving.follower import TICK_S, Follower
+from serving.prepare import prepare_in_child
+from serving.registry import Auth, LocalFiles, Ref, Version, registry_at
+from serving.state import Lock, ModelState
+
+ROOT = Path(__file__).resolve().parent.parent
+
+log = logging.getLogger("serving.agent")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What an agent is told, by plain values so that it can cross a process boundary. Secrets travel by environment."""
+
+    models: tuple[str, ...]
+    state_dir: str
+    model_dir: str
+    tracking_uri: str
+    poll_interval_s: float
+    prepare_timeout_s: float
+    keep_bundles: int
+    log_level: str
+    log_format: str
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def run(config: Config, auth: Auth, stop: threading.Event) -> None:
+    """Follow every model of ``config`` until ``stop``, each in a thread of its own."""
+    registry = registry_at(config.tracking_uri, auth)
+    local = LocalFiles(Path(config.model_dir))
+
+    def prepare(version: Version, into: Path) -> Bundle:
+        return prepare_in_child(version, config.tracking_uri, into, config.prepare_timeout_s, stop)
+
+    threads = []
+    for text in config.models:
+        ref = Ref.parse(text)
+        state = ModelState(Path(config.state_dir), ref.name)
+        _remove_leftovers(state)
+        follower = Follower(ref, registry, local, state, prepare, keep_bundles=config.keep_bundles)
+        threads.append(
+            threading.Thread(target=follower.follow, args=(stop, config.poll_interval_s), name=f"follow-{ref.name}")
+        )
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _remove_leftovers(state: ModelState) -> None:
+    """What an agent that was killed left half done; asks stay, for they still want an answer."""
+    for path in state.bundles.glob(".prepare-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def main() -> None:
+    """Run the agent that the command line's JSON describes, until standard input closes: its keeper is gone then."""
+    plain = json.loads(sys.argv[1])
+    config = Config(**{**plain, "models": tuple(plain["models"])})
+    telemetry.log_to_stdout(config.log_level, config.log_format)
+    stop = threading.Event()
+
+    def watch() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    login = Auth(*(os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")))
+    run(config, login, stop)
+    os._exit(0)
+
+
+# --- in the workers --------------------------------------------------------------------------------------------------
+
+
+class Keeper:
+    """Keeps the one agent of a pod alive. Every worker has one; the lock decides whose works.
+
+    The agent holds the lock together with its keeper: after a keeper's death the next one waits until the agent, which
+    ends with its keeper, is gone too. So there are never two.
+    """
+
+    CHECK_S = 0.5
+
+    def __init__(self, config: Config, environment: dict[str, str] | None = None) -> None:
+        """``environment`` is added to ours for the agent: the way for secrets."""
+        self._config = config
+        self._environment = environment or {}
+        self._lock = Lock(Path(config.state_dir) / "agent.lock")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="agent-keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the agent if it is ours."""
+        self._stop.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._stop.is_set():
+            if not self._lock.acquire():
+                self._stop.wait(self.CHECK_S)
+                continue
+            try:
+                self._run_agent()
+            except OSError as err:
+                log.error("the agent cannot be started: %s", err.strerror)
+            finally:
+                self._lock.release()
+            self._stop.wait(self.CHECK_S)
+
+    def _run_agent(self) -> None:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "serving.agent", json.dumps(asdict(self._config))],
+            stdin=subprocess.PIPE,
+            env={**os.environ, **self._environment, "PYTHONPATH": os.pathsep.join(paths)},
+            pass_fds=(self._lock.fileno(),),
+            start_new_session=True,  # Ctrl-C goes to the service, which ends its agent in order
+        )
+        assert agent.stdin is not None
+        while agent.poll() is None and not self._stop.is_set():
+            self._stop.wait(0.1)
+        agent.stdin.close()
+        try:
+            agent.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            agent.wait()
+        if not self._stop.is_set():
+            log.error("the agent ended with code %s; starting it again", agent.returncode)
+
+
+def ask(state: ModelState, timeout_s: float) -> dict[str, Any] | None:
+    """Have the agent look now; its outcome, or None when there was none in time."""
+    ask_id = uuid.uuid4().hex
+    state.asks.mkdir(parents=True, exist_ok=True)
+    (state.asks / ask_id).touch()
+    answer = state.answers / ask_id
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        outcome = notes.read(answer)
+        if outcome is not None:
+            answer.unlink(missing_ok=True)
+            return outcome
+        time.sleep(TICK_S / 2)
+    (state.asks / ask_id).unlink(missing_ok=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""A follower keeps one model at what the registry names.
+
+Level-triggered: whatever happened meanwhile, a look compares what the registry says with what is desired and acts on
+the difference. An ask only makes the next look happen now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serving import bundle as bundles
+from serving import notes
+from serving.bundle import Bundle, BundleUnreadable
+from serving.errors import PrepareFailed, RegistryUnreachable, ServingError, UnknownModel, VersionRefused
+from serving.registry import LocalFiles, Ref, Registry, Version
+from serving.state import ModelState
+from serving.tensors import Signature
+
+TICK_S = 0.02
+ANSWER_KEPT_S = 600.0  # an answer nobody fetched (its worker died) is removed after this
+RETRY_S = (1.0, 60.0)  # first and longest pause after a preparation that failed through no fault of the version
+
+log = logging.getLogger("serving.agent")
+
+Prepare = Callable[[Version, Path], Bundle]
+
+
+class Follower:
+    """Follows one model: looks at the registry, and makes what it names the desired bundle."""
+
+    def __init__(
+        self,
+        ref: Ref,
+        registry: Registry,
+        local: LocalFiles,
+        state: ModelState,
+        prepare: Prepare,
+        *,
+        keep_bundles: int,
+    ) -> None:
+        self.ref = ref
+        self._registry = registry
+        self._local = local
+        self._state = state
+        self._prepare = prepare
+        self._keep_bundles = keep_bundles
+        self._refused: dict[str, Any] | None = None  # not kept over a restart: what failed then may work now
+        self._retry_at, self._retry_s = 0.0, RETRY_S[0]
+        self._said = ""
+        state.asks.mkdir(parents=True, exist_ok=True)
+
+    def follow(self, stop: threading.Event, poll_interval_s: float) -> None:
+        """Look at every interval, when the registry's files changed, and when asked; until ``stop``."""
+        seen: object | None = None
+        due = 0.0
+        while not stop.is_set():
+            asks = [path.name for path in self._state.asks.iterdir()]
+            fingerprint = self._registry.fingerprint()
+            if asks or time.monotonic() >= due or fingerprint != seen:
+                seen = fingerprint
+                # Spread over the last tenth of the interval, so that a hundred pods do not ask at once.
+                due = time.monotonic() + poll_interval_s * random.uniform(0.9, 1.0)
+                outcome = self.look(asked=bool(asks))
+                self._answer(asks, outcome)
+            stop.wait(TICK_S)
+
+    def look(self, *, asked: bool = False) -> dict[str, Any]:
+        """Compare and act once. The outcome is what an ask is answered with; it never raises."""
+        desired = notes.read(self._state.desired)
+        try:
+            version = self._resolve(desired)
+            changed = self._follow_to(version, desired, asked=asked)
+            outcome: dict[str, Any] = {"status": 200, "changed": changed}
+        except ServingError as err:
+            outcome = {"status": err.status, "code": err.code, "message": str(err), **err.details()}
+        except Exception as err:
+            log.exception("looking at %s failed", self.ref)
+            outcome = {"status": 500, "code": "internal", "message": f"the agent failed: {type(err).__name__}"}
+        now = notes.read(self._state.desired) or {}
+        self._say(outcome, live=bool(now))
+        return {
+            **outcome,
+            "generation": now.get("generation", 0),
+            "version": now.get("version"),
+            "previous_version": (desired or {}).get("version"),
+        }
+
+    def _what_to_do(self) -> str:
+        return (
+            f"nothing is live, answers are 503. Train it (python train_model.py {self.ref.name}), or name another "
+            "model (MODELS) or registry (MLFLOW_TRACKING_URI); it is picked up by itself"
+        )
+
+    def _resolve(self, desired: dict[str, Any] | None) -> Version:
+        """What the registry names; local files while nothing else was ever live. The status says how it went."""
+        try:
+            version = self._registry.resolve(self.ref)
+        except (RegistryUnreachable, UnknownModel) as err:
+            self._write_status(reachable=isinstance(err, UnknownModel), error=str(err))
+            if desired is not None and desired["source"] == "registry" and self._is_whole(desired):
+                raise
+            self._fall_back(desired, err)
+            raise
+        self._write_status(reachable=True, error=None)
+        return version
+
+    def _fall_back(self, desired: dict[str, Any] | None, cause: ServingError) -> None:
+        try:
+            version = self._local.resolve(self.ref)
+        except UnknownModel:
+            return
+        try:
+            if self._follow_to(version, desired, asked=False):
+                log.warning("%s: %s; serving version %s from local files", self.ref, cause, version.version)
+        except ServingError as err:
+            log.error("%s: the local files cannot serve either: %s", self.ref, err)
+
+    def _is_whole(self, desired: dict[str, Any]) -> bool:
+        try:
+            bundles.read(self._state.home / desired["bundle"])
+        except BundleUnreadable:
+            return False
+        return True
+
+    def _follow_to(self, version: Version, desired: dict[str, Any] | None, *, asked: bool) -> bool:
+        """Make ``version`` the desired one. False when it is already. Raises what `prepare` raises."""
+        key = bundle_key(version)
+        if desired is not None and desired["bundle"] == f"bundles/{key}" and self._is_whole(desired):
+            self._forget_refusal()
+            if desired["alias"] == version.alias:
+                return False
+        identity = [key, version.digest, version.breaking]
+        if self._refused and self._refused["identity"] == identity and not asked:
+            raise VersionRefused(self._refused["message"], reason=self._refused["reason"])
+        if time.monotonic() < self._retry_at and not asked:
+            raise Waiting("the last attempt failed; the next one is due in a moment")
+        try:
+            bundle = self._bundle(version, self._state.bundles / key)
+            self._check_signature(version, bundle, desired)
+        except VersionRefused as err:
+            self._refuse(version, identity, err)
+            raise VersionRefused(f"{version.name} version {version.version} refused: {err}", reason=err.reason) from err
+        except ServingError:
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            raise
+        self._retry_at, self._retry_s = 0.0, RETRY_S[0]
+        self._desire(version, bundle, desired)
+        return True
+
+    def _bundle(self, version: Version, place: Path) -> Bundle:
+        """The prepared version: the one on disk if it is whole and fits what is recorded, else a new one."""
+        try:
+            found = bundles.read(place, verify=True)
+            if version.digest in (None, found.digest):
+                return found
+        except BundleUnreadable:
+            pass
+        started = time.monotonic()
+        made = self._prepare(version, place)
+        log.info("%s: version %s prepared in %.2f s", self.ref, version.version, time.monotonic() - started)
+        return made
+
+    def _check_signature(self, version: Version, bundle: Bundle, desired: dict[str, Any] | None) -> None:
+        """Clients of the live version must not break, unless the break is declared on either version.
+
+        What local files bridged is not held against the registry, which has the say.
+        """
+        if desired is None or desired["source"] != "registry" or version.source != "registry":
+            return
+        if version.breaking or desired["breaking"]:
+            return
+        live = Signature.from_json(desired["signature"])
+        classes = list(bundle.classes.names) if bundle.classes else None
+        if bundle.signature.accepts(live) and classes == desired["classes"]:
+            return
+        what = "inputs" if not bundle.signature.accepts(live) else "classes"
+        raise VersionRefused(
+            f"its {what} differ from those of the live version {desired['version']}; if that is meant, "
+            "set the tag breaking_change=true on the version",
+            reason="signature_changed",
+        )
+
+    def _desire(self, version: Version, bundle: Bundle, desired: dict[str, Any] | None) -> None:
+        generation = (desired or {}).get("generation", 0) + 1
+        note = {
+            "generation": generation,
+            "bundle": f"bundles/{bundle.folder.name}",
+            "version": version.version,
+            "alias": version.alias,
+            "source": version.source,
+            "breaking": version.breaking,
+            "signature": bundle.signature.as_json(),
+            "classes": list(bundle.classes.names) if bundle.classes else None,
+            "previous": (desired or {}).get("bundle"),
+            "since": _now(),
+        }
+        try:
+            notes.write(self._state.desired, note)
+        except OSError as err:
+            raise PrepareFailed(f"cannot write under {self._state.home}: {err.strerror}") from err
+        self._forget_refusal()
+        log.info("%s: version %s is desired (generation %d, %s)", self.ref, version.version, generation, version.source)
+        self._prune(note)
+
+    def _prune(self, desired: dict[str, Any]) -> None:
+        """Keep the newest bundles; the live one and the one before it always, for workers still on their way."""
+        kept = {Path(desired["bundle"]).name, Path(desired["previous"] or "").name}
+        stamped = [(notes.stamp(path / "bundle.json"), path) for path in self._state.bundles.iterdir()]
+        others = sorted(((stamp[1], path) for stamp, path in stamped if stamp and path.name not in kept), reverse=True)
+        for _, path in others[max(0, self._keep_bundles - len(kept)) :]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _refuse(self, version: Version, identity: list[Any], err: VersionRefused) -> None:
+        message = f"{version.name} version {version.version} refused: {err}"
+        self._refused = {
+            "identity": identity,
+            "version": version.version,
+            "reason": err.reason,
+            "message": message,
+            "at": _now(),
+        }
+        self._write_status()
+
+    def _forget_refusal(self) -> None:
+        if self._refused is not None:
+            self._refused = None
+            self._write_status()
+
+    def _write_status(self, **seen: Any) -> None:
+        """Note what was seen of the registry and which version is refused. A full disk must not stop the following."""
+        status = notes.read(self._state.status) or {}
+        registry = {**seen, "checked_at": _now()} if seen else status.get("registry")
+        try:
+            notes.write(self._state.status, {"registry": registry, "refused": self._refused})
+        except OSError as err:
+            log.error("%s: cannot write its status: %s", self.ref, err.strerror)
+
+    def _answer(self, asks: list[str], outcome: dict[str, Any]) -> None:
+        for ask in asks:
+            try:
+                notes.write(self._state.answers / ask, outcome)
+            except OSError as err:
+                log.error("%s: cannot answer: %s", self.ref, err.strerror)
+            (self._state.asks / ask).unlink(missing_ok=True)
+        _remove_old(self._state.answers, ANSWER_KEPT_S)
+
+    def _say(self, outcome: dict[str, Any], *, live: bool) -> None:
+        """Log what changed since the last look, not the same trouble every few seconds."""
+        said = str(outcome.get("message", ""))
+        if outcome.get("code") == Waiting.code:
+            return
+        if said and said != self._said:
+            log.warning("%s: %s%s", self.ref, said, "" if live else f"; {self._what_to_do()}")
+        if not said and self._said:
+            log.info("%s: all is well again", self.ref)
+        self._said = said
+
+
+class Waiting(PrepareFailed):
+    """The last attempt failed, and it is too early for another."""
+
+    code = "waiting"
+
+
+def bundle_key(version: Version) -> str:
+    """The name of a version's bundle: its number, and what tells it from a like number of another registry."""
+    told_apart = hashlib.sha256(f"{version.digest or version.location} {version.source}".encode()).hexdigest()[:12]
+    return f"{version.version}-{told_apart}"
+
+
+def _remove_old(folder: Path, age_s: float) -> None:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        stamp = notes.stamp(path)
+        if stamp and time.time() - stamp[1] / 1e9 > age_s:
+            path.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,380 @@
+"""A version becomes a bundle: fetch → check digest → convert → prove → seal, in a child process.
+
+The child runs what the version brings along (its pickles, its code, its libraries). Whatever it does there - raise,
+hang, crash, eat memory - ends with the child, and the service learns the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import bundle as bundles
+from serving import notes, reference, registry
+from serving.bundle import Bundle, BundleUnreadable, Proof
+from serving.digest import folder_digest
+from serving.errors import PrepareFailed, RegistryUnreachable, ServingError, VersionRefused
+from serving.registry import Auth, Version
+from serving.runtimes import RUNTIMES, Predictor, runtime
+from serving.tensors import Batch, Classes, Prediction, Signature
+from serving.transforms import tabular
+
+TOLERANCE = 1e-6  # relative to the larger of 1 and the recorded value
+NICENESS = 5  # below the workers, above starvation
+LAST_WORDS_BYTES = 2000  # of a crashed child's output that are kept
+WARM_UP_RUNS = 3
+EXAMPLE_ROWS = 10  # at most
+
+# What goes wrong with our machine and not with the version.
+OUR_TROUBLES = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a prepare child is to do."""
+
+    version: Version
+    tracking_uri: str
+    work: str  # a folder of its own, on the same file system as ``into``
+    into: str  # where the bundle goes
+
+
+# --- in the child ----------------------------------------------------------------------------------------------------
+
+
+def prepare(job: Job, auth: Auth) -> Bundle:
+    """Make the bundle that ``job`` asks for. Raises `VersionRefused`, `RegistryUnreachable` or `PrepareFailed`."""
+    work = Path(job.work)
+    artifacts = registry.fetch(job.version, work / "artifacts", job.tracking_uri, auth)
+    digest = _check_digest(job.version, artifacts)
+    model = _read_mlmodel(artifacts)
+    name = _choose_runtime(model)
+    folder = work / "bundle"
+    folder.mkdir()
+    module = runtime(name)
+    try:
+        description = module.convert(model, artifacts, folder)
+        predictor = module.load(folder)
+    except ServingError:
+        raise
+    except Exception as err:  # the version's own code ran: whatever it raises is its refusal
+        if isinstance(err, OSError) and err.errno in OUR_TROUBLES:
+            raise
+        raise VersionRefused(f"it does not load: {_words(err)}", reason="load_failed") from err
+    signature, classes = description.signature, description.classes
+    proof = _prove(artifacts, signature, predictor)
+    example = _example(artifacts, signature)
+    _answer(example, signature, classes, predictor)
+    made = Bundle(
+        folder=folder,
+        name=job.version.name,
+        version=job.version.version,
+        source=job.version.source,
+        run_id=job.version.run_id,
+        digest=digest,
+        digest_recorded=job.version.digest is not None,
+        runtime=name,
+        signature=signature,
+        classes=classes,
+        example=example,
+        proof=proof,
+        libraries=bundles.library_versions(description.libraries),
+    )
+    return bundles.write(made, Path(job.into))
+
+
+def _check_digest(version: Version, artifacts: Path) -> str:
+    try:
+        found = folder_digest(artifacts)
+    except FileNotFoundError as err:
+        raise VersionRefused("it has no files", reason="missing_files") from err
+    if version.digest and found != version.digest:
+        raise VersionRefused(
+            f"its files have the digest {found}, recorded is {version.digest}", reason="digest_mismatch"
+        )
+    return found
+
+
+def _read_mlmodel(artifacts: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        model = yaml.safe_load((artifacts / "MLmodel").read_text(encoding="utf-8"))
+        if isinstance(model, dict) and isinstance(model.get("flavors"), dict):
+            return model
+    except FileNotFoundError:
+        raise VersionRefused("it has no MLmodel file", reason="missing_files") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        pass
+    raise VersionRefused("its MLmodel file cannot be read", reason="load_failed")
+
+
+def _choose_runtime(model: Mapping[str, Any]) -> str:
+    for name in RUNTIMES:
+        if runtime(name).FLAVOR in model["flavors"]:
+            return name
+    flavors = ", ".join(model["flavors"]) or "none"
+    raise VersionRefused(f"no runtime serves its flavors ({flavors})", reason="unknown_flavor")
+
+
+def _prove(artifacts: Path, signature: Signature, predictor: Predictor) -> Proof:
+    """Compare the answers to the reference rows with those on record. Raises `VersionRefused` when they differ."""
+    path = artifacts / reference.FILE_NAME
+    if not path.is_file():
+        return Proof(0, None, None, "the version has no reference rows")
+    try:
+        inputs, recorded = reference.read(path)
+        batch = tabular.from_columns(signature, inputs)
+    except ImportError:
+        return Proof(0, None, None, "pyarrow is not installed, so the reference rows were not read")
+    except Exception as err:
+        raise VersionRefused(f"its reference rows cannot be used: {_words(err)}", reason="proof_failed") from err
+    difference = _largest_difference(recorded, _predict(predictor, batch))
+    if difference > TOLERANCE:
+        raise VersionRefused(
+            f"its answers differ from those on record by {difference:.3g}, allowed is {TOLERANCE:g}",
+            reason="proof_failed",
+        )
+    return Proof(batch.rows, difference, TOLERANCE)
+
+
+def _largest_difference(recorded: Prediction, got: Prediction) -> float:
+    """Relative to the larger of 1 and the recorded value; infinite where labels or shapes differ."""
+    differences = [_difference(recorded.values, got.values)]
+    if recorded.probabilities is not None:
+        differences.append(
+            np.inf if got.probabilities is None else _difference(recorded.probabilities, got.probabilities)
+        )
+    return float(max(differences))
+
+
+def _difference(recorded: np.ndarray, got: np.ndarray) -> float:
+    got = np.asarray(got)
+    if recorded.shape != got.shape:
+        return np.inf
+    if not (np.issubdtype(recorded.dtype, np.number) and np.issubdtype(got.dtype, np.number)):
+        return 0.0 if [str(value) for value in recorded.flat] == [str(value) for value in got.flat] else np.inf
+    wanted, found = recorded.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(wanted[~finite], found[~finite], equal_nan=True):
+        return np.inf
+    if not np.isfinite(found[finite]).all():
+        return np.inf
+    wanted, found = wanted[finite], found[finite]
+    with np.errstate(over="ignore"):
+        difference = np.abs(wanted - found) / np.maximum(1.0, np.abs(wanted))
+    return float(np.max(difference, initial=0.0))
+
+
+def _example(artifacts: Path, signature: Signature) -> dict[str, Any] | None:
+    """The version's own input example as ``{"features": rows}``, or None when it has none that fits."""
+    content = notes.read(artifacts / "input_example.json")
+    rows: Any = None
+    if content is not None and "data" in content:
+        columns, data = content.get("columns"), content["data"]
+        rows = [dict(zip(map(str, columns), row, strict=False)) for row in data] if columns else data
+    elif content is not None and "inputs" in content:
+        rows = content["inputs"]
+    elif (artifacts / "input_example.json").is_file():
+        with contextlib.suppress(ValueError):
+            rows = json.loads((artifacts / "input_example.json").read_text(encoding="utf-8"))
+    if not isinstance(rows, list) or not rows:
+        return None
+    try:
+        _, many = tabular.parse(signature, rows)
+    except ServingError:
+        return None  # examples may be params, raw text or an older shape: they warm a worker, they prove nothing
+    return {"features": _without_nan(rows[:EXAMPLE_ROWS] if many else rows)}
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: a gap in an example is null."""
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
+def _answer(
+    example: dict[str, Any] | None, signature: Signature, classes: Classes | None, predictor: Predictor
+) -> None:
+    """The version must answer its own example, with as many classes as it names."""
+    if example is None:
+        return
+    batch, _ = tabular.parse(signature, example["features"])
+    for _ in range(WARM_UP_RUNS):
+        prediction = _predict(predictor, batch)
+    if len(prediction.values) != batch.rows:
+        raise VersionRefused(
+            f"it answered its example of {batch.rows} rows with {len(prediction.values)}", reason="proof_failed"
+        )
+    chances = prediction.probabilities
+    if classes is not None and chances is not None and chances.shape[1] != len(classes.labels):
+        raise VersionRefused(
+            f"it gives {chances.shape[1]} probabilities for {len(classes.labels)} classes", reason="proof_failed"
+        )
+
+
+def _predict(predictor: Predictor, batch: Batch) -> Prediction:
+    try:
+        return predictor(batch)
+    except Exception as err:
+        raise VersionRefused(f"it does not answer its own rows: {_words(err)}", reason="proof_failed") from err
+
+
+def _words(err: BaseException) -> str:
+    first = (str(err).strip().splitlines() or [""])[0]
+    return f"{type(err).__name__}: {first[:300]}" if first else type(err).__name__
+
+
+def main() -> None:
+    """Read a job from the file named on the command line and leave ``result.json`` beside it."""
+    path = Path(sys.argv[1])
+    _end_with_parent()
+    os.nice(NICENESS)
+    plain = notes.read(path) or {}
+    job = Job(Version(**plain.pop("version")), **plain)
+    login = Auth(*(os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")))
+    try:
+        made = prepare(job, login)
+        result = {"bundle": str(made.folder)}
+    except VersionRefused as err:
+        result = {"refused": str(err), "reason": err.reason}
+    except RegistryUnreachable as err:
+        result = {"unreachable": str(err)}
+    except (ServingError, OSError) as err:
+        result = {"failed": _words(err)}
+    try:
+        notes.write(path.with_name("result.json"), result)
+    except OSError as err:
+        print(_words(err))
+        sys.exit(os.EX_IOERR)
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of our standard input; when it dies, however it dies, so do we."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):  # not `sys.stdin.read`: its lock would abort us when we end first
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# --- in the agent ----------------------------------------------------------------------------------------------------
+
+
+def prepare_in_child(
+    version: Version, tracking_uri: str, into: Path, timeout_s: float, stop: threading.Event | None = None
+) -> Bundle:
+    """Run `prepare` in a child process and return its bundle, read back from ``into``.
+
+    Raises `VersionRefused` (also when the child crashes or is not done after ``timeout_s``), `RegistryUnreachable` or
+    `PrepareFailed`. The child and all that it started are gone when this returns.
+    """
+    try:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".prepare-", dir=into.parent))
+        try:
+            notes.write(work / "job.json", asdict(Job(version, tracking_uri, str(work), str(into))))
+            code, last_words = _run(work, timeout_s, stop)
+            return _result(version, work, into, code, last_words)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as err:
+        raise PrepareFailed(f"cannot prepare {version.name} {version.version}: {err.strerror or err}") from err
+
+
+def _run(work: Path, timeout_s: float, stop: threading.Event | None) -> tuple[int, str]:
+    """The child's exit code and last words.
+
+    Raises `VersionRefused` after ``timeout_s`` and `PrepareFailed` when told to stop.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "serving.prepare", str(work / "job.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    output = _Output(child.stdout)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while child.poll() is None:
+            if time.monotonic() > deadline:
+                raise VersionRefused(f"it was not ready after {timeout_s:g} s", reason="prepare_timeout")
+            if stop is not None and stop.is_set():
+                raise PrepareFailed("the service is stopping")
+            time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if child.stdin:
+            child.stdin.close()
+    return child.returncode, output.last_words()
+
+
+class _Output:
+    """What a child says, of which only the end is kept: it may say more than the memory or the disk holds."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, args=(pipe,), name="prepare-output", daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: Any) -> None:
+        with pipe:
+            while piece := pipe.read1(1 << 16):
+                self._kept = (self._kept + piece)[-LAST_WORDS_BYTES:]
+
+    def last_words(self) -> str:
+        """The end of it, once the child has ended."""
+        self._thread.join(timeout=1.0)  # something that it started may still hold the pipe
+        return self._kept.decode(errors="replace").strip()
+
+
+def _result(version: Version, work: Path, into: Path, code: int, words: str) -> Bundle:
+    if code == os.EX_IOERR:
+        raise PrepareFailed(f"what came of {version.name} {version.version} cannot be written: {words[-300:]}")
+    result = notes.read(work / "result.json")
+    if result is None:
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        last_line = words.splitlines()[-1][:300] if words else "it said nothing"
+        raise VersionRefused(f"the process that loaded it {ended}: {last_line}", reason="load_crashed")
+    if "refused" in result:
+        raise VersionRefused(result["refused"], reason=result["reason"])
+    if "unreachable" in result:
+        raise RegistryUnreachable(result["unreachable"])
+    if "failed" in result:
+        raise PrepareFailed(f"cannot prepare {version.name} {version.version}: {result['failed']}")
+    try:
+        return bundles.read(into)
+    except BundleUnreadable as err:
+        raise VersionRefused(f"the process that loaded it left no bundle: {err}", reason="load_crashed") from err
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # what the version started in the background must not hold us up

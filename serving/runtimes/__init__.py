@@ -1,0 +1,32 @@
+"""Runtimes answer batches: one file each, loaded by the name that a bundle carries.
+
+A runtime module has two functions:
+
+``convert(model, folder, into)``
+    Used by prepare. Reads the model's own files in ``folder`` as its MLmodel ``model`` describes them, writes what
+    `load` needs into ``into``, and returns what it knows of the model as a `Description`.
+``load(folder)``
+    Used by workers. Returns a function from `Batch` to `Prediction`. Heavy imports happen here, not at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+from serving.tensors import Batch, Prediction
+
+Predictor = Callable[[Batch], Prediction]
+
+# In the order in which they are tried when a model has several flavors.
+RUNTIMES = {
+    "onnx": "serving.runtimes.onnx",
+    "sklearn": "serving.runtimes.sklearn",
+    "pyfunc": "serving.runtimes.pyfunc",
+}
+
+
+def runtime(name: str) -> ModuleType:
+    """The runtime module called ``name``. Raises KeyError when there is none."""
+    return import_module(RUNTIMES[name])
