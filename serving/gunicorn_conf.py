@@ -1,0 +1,104 @@
+"""gunicorn's configuration, used as ``gunicorn -c python:serving.gunicorn_conf 'app:create_app()'``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from serving import telemetry
+from serving.settings import Settings
+from serving.state import Lock
+from serving.worker import DrainingWorker
+
+settings = Settings.from_env()
+
+
+def cpu_limit() -> int:
+    """Whole CPUs that this process may use: the cgroup's limit or the affinity, whichever is less; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota_file, period_file in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            words = Path(quota_file).read_text(encoding="ascii").split()
+            period = words[1] if period_file is None else Path(period_file).read_text(encoding="ascii")
+            quota = int(words[0])
+        except (OSError, ValueError, IndexError):
+            continue  # no such cgroup version here, or "max": no limit
+        if quota > 0:
+            allowed = min(allowed, quota // int(period))
+    return max(1, allowed)
+
+
+# Metrics are shared through files; prometheus_client looks for this variable when it is imported.
+os.environ.setdefault(
+    "PROMETHEUS_MULTIPROC_DIR", settings.prometheus_multiproc_dir or str(settings.state_dir / "metrics")
+)
+
+bind = f"{settings.bind_address}:{settings.port}"
+workers = settings.web_concurrency or cpu_limit()
+threads = settings.threads
+worker_class = DrainingWorker
+DrainingWorker.drain_s = settings.drain_s
+graceful_timeout = int(settings.drain_s) + 30
+timeout = 60  # a heartbeat of the worker's loop; it does not bound a request
+keepalive = 75  # longer than the usual idle time of balancers, so that they close first
+backlog = 512
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+control_socket_disable = True
+forwarded_allow_ips = "127.0.0.1,::1"
+accesslog = None  # the application writes one line a request itself
+logconfig_dict: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "root": {"level": "WARNING", "handlers": []},
+    "loggers": {"gunicorn.error": {"level": "WARNING", "handlers": [], "propagate": True}},
+}
+
+_service_lock = Lock(settings.state_dir / "service.lock")
+log = logging.getLogger("serving.gunicorn")
+
+
+def on_starting(server: Any) -> None:
+    """Before the first worker: claim the state folder and begin with no metrics."""
+    telemetry.log_to_stdout(settings.log_level, settings.log_format)
+    logging.getLogger("gunicorn.error").setLevel(logging.WARNING)
+    if "GUNICORN_PID" not in os.environ and not _service_lock.acquire():  # set: we replace a running service (USR2)
+        print(f"another service uses {settings.state_dir}; give each its own STATE_DIR", file=sys.stderr)
+        raise SystemExit(1)
+    metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    shutil.rmtree(metrics, ignore_errors=True)
+    metrics.mkdir(parents=True, exist_ok=True)
+
+
+def when_ready(server: Any) -> None:
+    """The sockets are open."""
+    shown = "localhost" if settings.bind_address in ("127.0.0.1", "0.0.0.0", "::") else settings.bind_address
+    log.info(
+        "listening on http://%s:%d with %d workers of %d threads; serving %s from %s",
+        shown,
+        settings.port,
+        server.num_workers,
+        settings.threads,
+        ", ".join(settings.models),
+        settings.mlflow_tracking_uri if "@" not in settings.mlflow_tracking_uri else "the registry",
+    )
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """A worker is gone: its gauges no longer count, its counters stay."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """In the worker, at its end: the agent ends with its keeper, and the worker no longer counts as living."""
+    service = getattr(getattr(worker, "wsgi", None), "extensions", {}).get("service")
+    if service is not None:
+        service.close()

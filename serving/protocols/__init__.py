@@ -1,0 +1,1 @@
+"""Protocols translate between the wire and the service; they never touch a model."""

@@ -1,0 +1,238 @@
+"""Predict, reload, info, ready: the protocol-neutral core."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving import agent, notes
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    ModelFailed,
+    ServingError,
+)
+from serving.metrics import Metrics
+from serving.state import ModelState
+from serving.store import Acknowledged, Live, Store
+from serving.tensors import Batch, Prediction, Signature
+
+ACKNOWLEDGE_CHECK_S = 0.01
+
+log = logging.getLogger("serving.service")
+
+# What a protocol hands in: its payload, read as a batch that fits the signature of the version that will answer.
+Read = Callable[[Signature], Batch]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A prediction and the version that made it."""
+
+    live: Live
+    prediction: Prediction
+    rows: int
+    prediction_id: str
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What came of a reload."""
+
+    name: str
+    version: str | None
+    alias: str | None
+    changed: bool
+    previous_version: str | None
+    workers: Acknowledged
+    duration_s: float
+
+
+class AgentError(ServingError):
+    """What the agent answered, with the agent's own status and code."""
+
+    def __init__(self, outcome: dict[str, Any]) -> None:
+        super().__init__(outcome["message"])
+        self.status, self.code = outcome["status"], outcome["code"]
+        self._details = {"reason": outcome["reason"]} if "reason" in outcome else {}
+
+    def details(self) -> dict[str, object]:
+        return dict(self._details)
+
+
+class Service:
+    """One for each worker; protocols and operations hold it."""
+
+    def __init__(
+        self, store: Store, keeper: agent.Keeper | None, metrics: Metrics, state_dir: Path, *, reload_timeout_s: float
+    ) -> None:
+        self.store = store
+        self.metrics = metrics
+        self._keeper = keeper
+        self._state_dir = state_dir
+        self._reload_timeout_s = reload_timeout_s
+        self.draining = False
+
+    def start(self) -> None:
+        """Load what is there, and begin to follow."""
+        self.store.start()
+        if self._keeper is not None:
+            self._keeper.start()
+
+    def close(self) -> None:
+        """End what `start` began."""
+        if self._keeper is not None:
+            self._keeper.close()
+        self.store.close()
+
+    def ready(self) -> bool:
+        """Whether this worker has every model warm and is not about to stop."""
+        return self.store.ready() and not self.draining
+
+    def predict(self, name: str | None, version: str | None, read: Read) -> Answer:
+        """Read a batch with ``read`` and answer it with the live version.
+
+        Raises `UnknownModel`, `ModelNotReady`, `InvalidInput` or `ModelFailed`.
+        """
+        live = self.store.live(name, version)
+        model = live.bundle.name
+        try:
+            batch = read(live.bundle.signature)
+            prediction = self._infer(live, batch)
+        except InvalidInput:
+            self.metrics.invalid.labels(model).inc()
+            raise
+        return Answer(live, prediction, batch.rows, prediction_id())
+
+    def _infer(self, live: Live, batch: Batch) -> Prediction:
+        model, version = live.bundle.name, live.bundle.version
+        outcome, started = "error", time.perf_counter()
+        try:
+            prediction = live.predictor(batch)
+            if len(prediction.values) != batch.rows:
+                raise ModelFailed(f"the model answered {len(prediction.values)} rows for {batch.rows}")
+            outcome = "ok"
+            return prediction
+        except ServingError as err:
+            outcome = "invalid" if isinstance(err, InvalidInput) else "error"
+            raise
+        except Exception as err:
+            log.exception("%s version %s failed", model, version)
+            raise ModelFailed("the model failed on this input") from err
+        finally:
+            self.metrics.inference_s.labels(model).observe(time.perf_counter() - started)
+            self.metrics.predictions.labels(model, version, outcome).inc(batch.rows)
+
+    def reload(self, name: str | None) -> Reloaded:
+        """Look at the registry now, and wait until every living worker serves what it names.
+
+        Raises what the look raised (`UnknownModel`, refused, unreachable) or `DeadlineExceeded`.
+        """
+        name, started = self.store.name(name), time.perf_counter()
+        outcome_word = "failed"
+        try:
+            reloaded = self._reload(name, started)
+            outcome_word = "changed" if reloaded.changed else "unchanged"
+            return reloaded
+        except ServingError as err:
+            outcome_word = {409: "refused", 502: "unreachable"}.get(err.status, "failed")
+            raise
+        finally:
+            self.metrics.reloads.labels(name, outcome_word).inc()
+
+    def _reload(self, name: str, started: float) -> Reloaded:
+        deadline = started + self._reload_timeout_s
+        state = ModelState(self._state_dir, name)
+        outcome = agent.ask(state, self._reload_timeout_s)
+        if outcome is None:
+            raise DeadlineExceeded(
+                f"the registry was not looked at, or the version not prepared, within {self._reload_timeout_s:g} s; "
+                "it may still go live"
+            )
+        if outcome["status"] != 200:
+            raise AgentError(outcome)
+        workers = self._await_workers(name, outcome["generation"], deadline)
+        desired = notes.read(state.desired) or {}
+        return Reloaded(
+            name,
+            outcome["version"],
+            desired.get("alias"),
+            outcome["changed"],
+            outcome["previous_version"],
+            workers,
+            time.perf_counter() - started,
+        )
+
+    def _await_workers(self, name: str, generation: int, deadline: float) -> Acknowledged:
+        while True:
+            workers = self.store.acknowledged(name, generation)
+            if workers.settled or time.perf_counter() > deadline:
+                return workers
+            time.sleep(ACKNOWLEDGE_CHECK_S)
+
+    def info(self, name: str | None) -> dict[str, Any]:
+        """What is live, and what is known of the registry. Raises `UnknownModel` or `ModelNotReady`."""
+        name = self.store.name(name)
+        live = self.store.live(name)
+        bundle = live.bundle
+        workers = self.store.acknowledged(name)
+        status = self._status(name)
+        return {
+            "name": name,
+            "version": bundle.version,
+            "alias": live.alias,
+            "source": live.source,
+            "fallback": self._fallback(live, status),
+            "run_id": bundle.run_id,
+            "digest": bundle.digest,
+            "digest_recorded": bundle.digest_recorded,
+            "runtime": bundle.runtime,
+            "proof": bundle.proof.as_json(),
+            "signature": bundle.signature.as_json(),
+            "classes": list(bundle.classes.names) if bundle.classes else None,
+            "example": bundle.example["features"] if bundle.example else None,
+            "loaded_at": live.loaded_at,
+            "workers": {"acknowledged": workers.acknowledged, "total": workers.total},
+            **status,
+        }
+
+    def _status(self, name: str) -> dict[str, Any]:
+        seen = notes.read(ModelState(self._state_dir, name).status) or {}
+        registry = seen.get("registry") or {"reachable": None, "checked_at": None, "error": None}
+        refused = seen.get("refused")
+        shown = {key: refused[key] for key in ("version", "reason", "message", "at")} if refused else None
+        return {"registry": registry, "refused": shown}
+
+    def _fallback(self, live: Live, status: dict[str, Any]) -> str | None:
+        """What the service lives on while the registry gives nothing: its last good copy, or local files."""
+        if live.source == "local":
+            return "local files"
+        registry = status["registry"]
+        return "last good copy" if registry["error"] and registry["reachable"] is not None else None
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Every model in one line each: what is live, or why nothing is."""
+        lines = []
+        for name in self.store.names:
+            try:
+                info = self.info(name)
+                keys = ("name", "version", "alias", "source", "fallback", "runtime", "loaded_at", "workers")
+                lines.append({"ready": True, **{key: info[key] for key in keys}})
+            except ServingError as err:
+                lines.append({"ready": False, "name": name, "error": str(err), **self._status(name)})
+        return lines
+
+
+def prediction_id() -> str:
+    """A UUID of version 7 (RFC 9562): 48 bits of milliseconds first, so that ids sort by time; the rest is random."""
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,202 @@
+"""What this worker serves: watch, load, warm, swap, acknowledge; nothing else.
+
+Readers take no lock: a prediction takes the live model once and keeps it, so a swap is one assignment. Two models are
+in memory for that moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serving import bundle as bundles
+from serving import notes
+from serving.bundle import Bundle, BundleUnreadable
+from serving.errors import ModelNotReady, UnknownModel
+from serving.metrics import Metrics
+from serving.runtimes import Predictor, runtime
+from serving.state import ModelState, Workers
+from serving.transforms import tabular
+
+WATCH_S = 0.02
+WARM_UP_RUNS = 3
+
+log = logging.getLogger("serving.store")
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A version that this worker serves."""
+
+    bundle: Bundle
+    predictor: Predictor
+    alias: str | None
+    source: str
+    generation: int
+    loaded_at: str
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """How many of the living workers serve what is desired, and how many could not load it."""
+
+    acknowledged: int
+    total: int
+    failed: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nobody left to wait for."""
+        return self.acknowledged + self.failed >= self.total
+
+
+class Store:
+    """The live version of each model in this process. The first of ``names`` answers where none is named."""
+
+    def __init__(self, names: Sequence[str], state_dir: Path, metrics: Metrics) -> None:
+        self._names = tuple(names)
+        self._states = {name: ModelState(state_dir, name) for name in names}
+        self._metrics = metrics
+        self._live: dict[str, Live] = {}
+        self._seen: dict[str, tuple[int, int] | None] = {}
+        self._errors: dict[str, dict[str, Any]] = {}
+        self._workers = Workers(state_dir)
+        self._id = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._lock = self._workers.lock(self._id)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="store-watch", daemon=True)
+
+    def start(self) -> None:
+        """Load what is desired now, then follow it in a thread.
+
+        The worker counts as living before it reads what is desired, so a reload that runs meanwhile waits for it.
+        """
+        self._lock.acquire()
+        for name in self._names:
+            self._metrics.start_at_zero(name)
+        self._acknowledge()
+        self._refresh()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following, and no longer count as a living worker."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._workers.note(self._id).unlink(missing_ok=True)
+        self._lock.path.unlink(missing_ok=True)
+        self._lock.release()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def name(self, name: str | None) -> str:
+        """``name``, or the default model's. Raises `UnknownModel`."""
+        if name is None:
+            return self._names[0]
+        if name not in self._states:
+            raise UnknownModel(f"no model {name[:80]!r} here; there is {', '.join(self._names)}")
+        return name
+
+    def live(self, name: str | None = None, version: str | None = None) -> Live:
+        """The live version of a model. Raises `UnknownModel` or `ModelNotReady`."""
+        name = self.name(name)
+        live = self._live.get(name)
+        if live is None:
+            raise ModelNotReady(f"no version of {name!r} is live yet")
+        if version is not None and version != live.bundle.version:
+            raise UnknownModel(f"version {version!r} of {name!r} is not live; version {live.bundle.version} is")
+        return live
+
+    def ready(self) -> bool:
+        """Whether every model has a warm version."""
+        return len(self._live) == len(self._names)
+
+    def acknowledged(self, name: str, generation: int | None = None) -> Acknowledged:
+        """Count the workers that serve ``generation`` (default: what is desired now) or a later one."""
+        if generation is None:
+            generation = (notes.read(self._states[name].desired) or {}).get("generation", 0)
+        said = [notes.read(self._workers.note(worker)) or {} for worker in self._workers.living()]
+        serving = [note.get("models", {}).get(name, {}).get("generation", -1) for note in said]
+        failing = [note.get("errors", {}).get(name, {}).get("generation", -1) for note in said]
+        done = sum(served >= generation for served in serving)
+        failed = sum(failed >= generation > served for failed, served in zip(failing, serving, strict=True))
+        return Acknowledged(done, len(said), failed)
+
+    # --- following ---
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WATCH_S):
+            try:
+                self._refresh()
+            except Exception:
+                log.exception("following what is desired failed")  # and is tried again at the next change
+                self._stop.wait(1.0)
+
+    def _refresh(self) -> None:
+        for name, state in self._states.items():
+            stamp = notes.stamp(state.desired)
+            if stamp is None or stamp == self._seen.get(name):
+                continue
+            desired = notes.read(state.desired)
+            if desired is not None:
+                self._swap(name, desired)
+            self._seen[name] = stamp
+
+    def _swap(self, name: str, desired: dict[str, Any]) -> None:
+        """Load, warm, then one assignment. If anything fails the old version stays, and the note says why."""
+        started = time.perf_counter()
+        try:
+            live = self._load(name, desired)
+        except Exception as err:
+            log.exception("%s: version %s cannot be loaded", name, desired.get("version"))
+            self._metrics.load_failures.labels(name).inc()
+            self._errors[name] = {"generation": desired.get("generation", 0), "error": f"{type(err).__name__}: {err}"}
+            self._acknowledge()
+            return
+        previous = self._live.get(name)
+        self._live[name] = live
+        self._errors.pop(name, None)
+        duration_s = time.perf_counter() - started
+        self._count(name, live, previous, duration_s)
+        self._acknowledge()
+        log.info("%s: version %s is live (%s, %.3f s)", name, live.bundle.version, live.source, duration_s)
+
+    def _load(self, name: str, desired: dict[str, Any]) -> Live:
+        bundle = bundles.read(self._states[name].home / desired["bundle"])
+        if bundle.name != name:
+            raise BundleUnreadable(f"the bundle is of {bundle.name}")
+        predictor = runtime(bundle.runtime).load(bundle.folder)
+        if bundle.example is not None:
+            batch, _ = tabular.parse(bundle.signature, bundle.example["features"])
+            for _ in range(WARM_UP_RUNS):
+                predictor(batch)
+        loaded_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return Live(bundle, predictor, desired["alias"], desired["source"], desired["generation"], loaded_at)
+
+    def _count(self, name: str, live: Live, previous: Live | None, duration_s: float) -> None:
+        self._metrics.load_s.labels(name).observe(duration_s)
+        self._metrics.loaded_timestamp_s.labels(name).set(time.time())
+        if previous is not None:
+            self._metrics.model_info.labels(name, previous.bundle.version, previous.source).set(0)
+        self._metrics.model_info.labels(name, live.bundle.version, live.source).set(1)
+
+    def _acknowledge(self) -> None:
+        """Say what this worker serves. A full disk must not stop it from serving."""
+        models = {
+            name: {"generation": live.generation, "version": live.bundle.version, "loaded_at": live.loaded_at}
+            for name, live in self._live.items()
+        }
+        try:
+            notes.write(self._workers.note(self._id), {"pid": os.getpid(), "models": models, "errors": self._errors})
+        except OSError as err:
+            log.error("cannot acknowledge: %s", err.strerror)

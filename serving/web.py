@@ -1,0 +1,138 @@
+"""What every answer has, whatever its protocol: ids, headers, errors, metrics, a log line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from flask import Flask, Response, g, request
+from prometheus_client import CollectorRegistry
+from prometheus_flask_exporter import PrometheusMetrics
+from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from serving import telemetry
+from serving.body import WholeBody
+from serving.errors import BodyTooLarge, ServingError
+from serving.metrics import Metrics
+from serving.protocols.simple import error_response
+from serving.service import Service
+from serving.store import Live
+
+log = logging.getLogger("serving.request")
+
+# A probe every few seconds is not worth a line each.
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+
+
+class UnknownRoute(ServingError):
+    """No such path."""
+
+    status = 404
+    code = "unknown_route"
+
+
+class WrongMethod(ServingError):
+    """The path exists, but not for this method."""
+
+    status = 405
+    code = "wrong_method"
+
+
+class BadRequest(ServingError):
+    """What Flask refuses by itself."""
+
+    status = 400
+    code = "bad_request"
+
+
+def route(_request: Any) -> str:
+    """The route's pattern, never the raw path: a label must be bounded."""
+    return str(request.url_rule.rule) if request.url_rule is not None else "unmatched"
+
+
+def install_metrics(app: Flask) -> Metrics:
+    """``GET /metrics``, and HTTP durations and counts by route, method and status."""
+    registry = CollectorRegistry()
+    shared = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+    exporter = GunicornInternalPrometheusMetrics if shared else PrometheusMetrics
+    own = CollectorRegistry() if shared else registry
+    exporter(app, path="/metrics", defaults_prefix="ml", group_by=route, registry=own)
+    return Metrics(registry)
+
+
+def install(app: Flask, service: Service) -> None:
+    """Request ids, headers, log lines and errors for every route of ``app``."""
+
+    @app.before_request
+    def begin() -> None:
+        g.started = time.perf_counter()
+        g.request_id = telemetry.request_id(request.headers.get(telemetry.REQUEST_ID_HEADER))
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        live = _live(service)
+        response.headers[telemetry.REQUEST_ID_HEADER] = g.request_id
+        if live is not None:
+            response.headers["X-Model-Version"] = live.bundle.version
+        _log(response, live)
+        return response
+
+    app.register_error_handler(ServingError, error_response)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _failure)
+    app.wsgi_app = WholeBody(app.wsgi_app)  # type: ignore[method-assign]
+
+
+def _live(service: Service) -> Live | None:
+    """The version that answered; where none did, the one that would have."""
+    if "live" in g:
+        answered: Live = g.live
+        return answered
+    try:
+        return service.store.live((request.view_args or {}).get("model"))
+    except ServingError:
+        return None
+
+
+def _log(response: Response, live: Live | None) -> None:
+    where = route(request)
+    if where in QUIET_ROUTES and response.status_code < 500:
+        return
+    log.info(
+        "%s %s %d",
+        request.method,
+        where,
+        response.status_code,
+        extra={
+            "request_id": g.request_id,
+            "model": live.bundle.name if live else None,
+            "version": live.bundle.version if live else None,
+            "status": response.status_code,
+            "duration_s": round(time.perf_counter() - g.started, 6),
+        },
+    )
+
+
+def _http_error(err: HTTPException) -> Response:
+    """Flask's own refusals in our shape."""
+    if isinstance(err, NotFound):
+        return error_response(UnknownRoute("there is nothing at this path"))
+    if isinstance(err, MethodNotAllowed):
+        allowed = ", ".join(sorted(set(err.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+        response = error_response(WrongMethod(f"this path takes {allowed}"))
+        response.headers["Allow"] = ", ".join(sorted(err.valid_methods or ()))
+        return response
+    if isinstance(err, RequestEntityTooLarge):
+        return error_response(BodyTooLarge("the body is larger than this service takes (MAX_BODY_BYTES)"))
+    if err.code is not None and 400 <= err.code < 500:
+        return error_response(BadRequest("the request cannot be read"))
+    return _failure(err)
+
+
+def _failure(err: Exception) -> Response:
+    """A bug: logged in full, answered without a word of it."""
+    log.error("%s %s failed", request.method, route(request), exc_info=err, extra={"request_id": g.get("request_id")})
+    return error_response(ServingError("the service failed; the log has the request id"))

@@ -1,0 +1,117 @@
+"""Frozen wire behaviour: each ``wire/<protocol>/<case>.request.json`` is answered with its ``<case>.response.json``.
+
+A request has ``method``, ``path``, maybe ``headers``, and ``body`` (sent as JSON) or ``raw`` (a text, sent as it is).
+A response has ``status`` and ``body``, and those ``headers`` that matter for the case. `PLACEHOLDERS` in a response
+stand for what differs from call to call.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+WIRE = Path(__file__).with_name("wire")
+CASES = sorted(str(path.relative_to(WIRE)).removesuffix(".request.json") for path in WIRE.glob("*/*.request.json"))
+ROUNDS = 3
+
+PLACEHOLDERS = {
+    "<uuid>": r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",  # version 7, ordered by time
+    "<hex>": r"[0-9a-f]{32}",
+    "<digest>": r"sha256:[0-9a-f]{64}",
+    "<time>": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00",
+    "<path>": r"/\S+",
+}
+
+
+@dataclass
+class Answer:
+    """What came back, however it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case: str, client: FlaskClient) -> None:
+    request = read(case, "request")
+    path, method, data, headers = parts(request)
+    got = client.open(path, method=method, data=data, headers=headers)
+    check(case, Answer(got.status_code, got.headers, got.data))
+
+
+def test_all_over_one_connection(service_port: int) -> None:
+    """Under gunicorn, kept alive: no answer leaves anything behind that the next request stumbles over."""
+    connection = http.client.HTTPConnection("127.0.0.1", service_port, timeout=20)
+    for case in CASES * ROUNDS:
+        path, method, data, headers = parts(read(case, "request"))
+        connection.request(method, path, data, headers)
+        got = connection.getresponse()
+        check(case, Answer(got.status, got.headers, got.read()))
+    connection.close()
+
+
+def test_every_file_has_its_other_half() -> None:
+    halves = {path.name.rsplit(".", 2)[1] for path in WIRE.glob("*/*")}
+    responses = {str(path.relative_to(WIRE)).removesuffix(".response.json") for path in WIRE.glob("*/*.response.json")}
+    assert halves == {"request", "response"}
+    assert responses == set(CASES)
+
+
+def read(case: str, half: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((WIRE / f"{case}.{half}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def parts(request: dict[str, Any]) -> tuple[str, str, bytes | None, dict[str, str]]:
+    headers = dict(request.get("headers", {}))
+    if "body" in request:
+        headers.setdefault("Content-Type", "application/json")
+        return request["path"], request["method"], json.dumps(request["body"]).encode(), headers
+    data = request["raw"].encode() if "raw" in request else None
+    return request["path"], request["method"], data, headers
+
+
+def check(case: str, got: Answer) -> None:
+    expected = read(case, "response")
+    headers = {name: got.headers.get(name) for name in expected.get("headers", {})}
+    shown = {"status": got.status, "headers": headers, "body": json.loads(got.data)}
+    wrong = list(differences({"headers": {}, **expected}, shown, case))
+    assert not wrong, "\n".join(wrong)
+    assert got.headers["Content-Type"] == "application/json"
+    assert got.headers["X-Request-Id"]
+
+
+def differences(expected: Any, got: Any, where: str) -> Iterator[str]:
+    """One line for each place where ``got`` is not as ``expected``; types count, so that 1 is neither 1.0 nor true."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        for name in sorted(expected.keys() | got.keys()):
+            if name not in got or name not in expected:
+                yield f"{where}.{name}: is {'missing' if name in expected else 'not expected'}"
+            else:
+                yield from differences(expected[name], got[name], f"{where}.{name}")
+    elif isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
+        for position, pair in enumerate(zip(expected, got, strict=True)):
+            yield from differences(*pair, f"{where}[{position}]")
+    elif not same(expected, got):
+        yield f"{where}: expected {expected!r}, got {got!r}"
+
+
+def same(expected: Any, got: Any) -> bool:
+    if type(expected) is not type(got):
+        return False
+    return bool(re.fullmatch(pattern(expected), got)) if isinstance(expected, str) else bool(expected == got)
+
+
+def pattern(text: str) -> str:
+    """The regular expression of a text with placeholders."""
+    pieces = re.split(f"({'|'.join(PLACEHOLDERS)})", text)
+    return "".join(PLACEHOLDERS.get(piece) or re.escape(piece) for piece in pieces)
