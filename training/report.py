@@ -1,0 +1,78 @@
+"""What the user sees: progress on a terminal, plain text elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
+from rich.table import Table
+
+from training.evaluation import Trial
+from training.family import Family
+from training.gate import Metrics, Verdict
+
+
+class Report:
+    """Everything that training says about one family."""
+
+    def __init__(self, console: Console, family: Family) -> None:
+        self._console = console
+        self._family = family
+
+    def progress(self) -> Progress:
+        """A bar over all folds of all candidates; gone when it is done, and nothing where there is no terminal."""
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("folds"),
+            TimeElapsedColumn(),
+        )
+        return Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+
+    def busy(self, what: str) -> Status:
+        """A spinner while something takes its time; nothing where there is no terminal."""
+        return self._console.status(f"{self._family.name}: {what} ...")
+
+    def candidates(self, trials: Sequence[Trial], best: Trial) -> None:
+        """The candidates side by side; the best is marked."""
+        common = {name: value for name, value in best.params.items() if all(t.params[name] == value for t in trials)}
+        title = ", ".join([f"{self._family.folds}-fold cross-validation", *(f"{n} {v}" for n, v in common.items())])
+        table = Table(title=title, title_justify="left", title_style="")
+        table.add_column("")
+        for name in (name for name in best.params if name not in common):
+            table.add_column(name, justify="right", no_wrap=True)
+        for rule in self._family.rules:
+            table.add_column(rule.metric, justify="right", no_wrap=True)
+        for trial in trials:
+            values = (str(value) for name, value in trial.params.items() if name not in common)
+            scores = (f"{trial.metrics[r.metric]:.4f} ± {trial.spread(r.metric):.3f}" for r in self._family.rules)
+            chosen = trial is best
+            table.add_row("best" if chosen else "", *values, *scores, style="bold green" if chosen else "")
+        self._console.print()
+        self._console.print(table)
+
+    def holdout(self, metrics: Metrics, rows: int) -> None:
+        """The best, refitted, on rows that no candidate has seen."""
+        shown = ", ".join(f"{rule.metric} {metrics[rule.metric]:.4f}" for rule in self._family.rules)
+        self._line(f"Holdout, {rows} rows: {shown}")
+
+    def verdict(self, verdict: Verdict) -> None:
+        """What the gate looked at."""
+        self._line("[bold]Gate: " + ("[green]passed" if verdict.passed else "[red]refused"))
+        for check in verdict.checks:
+            self._line(f"  {'[green]ok  [/]' if check.passed else '[red]no  [/]'} {escape(check.text)}")
+
+    def end(self, sentence: str, places: Mapping[str, str]) -> None:
+        """How it ended, and where to look."""
+        self._console.print()
+        self._line(f"[bold]{escape(sentence)}")
+        for name, place in places.items():
+            self._line(f"  {name:<12} {escape(place)}")
+
+    def _line(self, text: str) -> None:
+        # Never broken in the middle: an id or a path must be whole to be copied.
+        self._console.print(text, soft_wrap=True, highlight=False)
