@@ -1,0 +1,79 @@
+"""A registry that tests fill with versions made of real files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from serving.digest import folder_digest
+from serving.registry import DIGEST_TAG
+
+CLASS_NAMES = ["setosa", "versicolor", "virginica"]
+
+
+class Registered:
+    """An SQLite registry; ``folders`` has the files of each version of ``iris`` by its number."""
+
+    def __init__(self, home: Path, uri: str | None = None) -> None:
+        from mlflow import MlflowClient
+
+        self.home = home
+        self.uri = uri or f"sqlite:///{home / 'mlflow.db'}"
+        self.folders: dict[str, Path] = {}
+        self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        self._client.create_registered_model("iris")
+
+    def add(self, folder: Path, *, digest: str | None = None, tags: dict[str, str] | None = None) -> str:
+        """Register the model in ``folder`` with its digest, or with the one that is given."""
+        recorded = {DIGEST_TAG: digest or folder_digest(folder), **(tags or {})}
+        version = self._client.create_model_version("iris", str(folder), tags=recorded)
+        self.folders[str(version.version)] = folder
+        return str(version.version)
+
+    def add_model(self, estimator: Any, frame: Any, *, tags: dict[str, str] | None = None) -> str:
+        """Register a fitted scikit-learn model, saved as MLflow does."""
+        import mlflow
+
+        folder = self.home / f"model-{len(self.folders) + 1}"
+        mlflow.sklearn.save_model(
+            estimator,
+            folder,
+            signature=mlflow.models.infer_signature(frame, estimator.predict(frame)),
+            input_example=frame.head(3),
+            metadata={"class_names": CLASS_NAMES},
+            skops_trusted_types=["sklearn.tree._tree.Tree"],
+        )
+        return self.add(folder, tags=tags)
+
+    def add_graph(self, seed: int) -> str:
+        """Register a random forest on iris as an ONNX graph, which starts and answers fast."""
+        import mlflow
+        from skl2onnx import to_onnx
+        from skl2onnx.common.data_types import FloatTensorType
+        from sklearn.datasets import load_iris
+        from sklearn.ensemble import RandomForestClassifier
+
+        X, y = load_iris(return_X_y=True, as_frame=True)
+        forest = RandomForestClassifier(10, random_state=seed).fit(X.to_numpy(), y)
+        graph = to_onnx(forest, initial_types=[("X", FloatTensorType([None, 4]))], options={"zipmap": False})
+        folder = self.home / f"model-{len(self.folders) + 1}"
+        mlflow.onnx.save_model(
+            graph,
+            folder,
+            signature=mlflow.models.infer_signature(X, forest.predict(X.to_numpy())),
+            input_example=X.head(3),
+            metadata={"class_names": CLASS_NAMES},
+        )
+        return self.add(folder)
+
+    def add_forest(self, seed: int) -> str:
+        """Register a random forest on iris as scikit-learn has it."""
+        from sklearn.datasets import load_iris
+        from sklearn.ensemble import RandomForestClassifier
+
+        X, y = load_iris(return_X_y=True, as_frame=True)
+        return self.add_model(RandomForestClassifier(10, random_state=seed).fit(X, y), X)
+
+    def point(self, version: str, alias: str = "champion") -> None:
+        """Move the alias."""
+        self._client.set_registered_model_alias("iris", alias, version)
