@@ -4,6 +4,9 @@ PYTHON         ?= python3
 MODEL          ?= iris
 MLFLOW_UI_PORT ?= 5050
 
+# Otherwise make train MODEL=… would hand it on as a setting, which is called MODELS.
+unexport MODEL
+
 IN_VENV   := .venv/bin/python
 LOCAL_DB  := sqlite:///$(CURDIR)/mlruns/mlflow.db
 UV        := .venv-lock/bin/uv
@@ -16,6 +19,7 @@ LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-versi
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
+run: export LOG_FORMAT ?= text
 run: trained ## Serve on port 5000, with iris trained first if nothing is there to serve
 	@exec $(IN_VENV) app.py
 

@@ -58,6 +58,7 @@ def build_service(settings: Settings, metrics: Metrics) -> Service:
         poll_interval_s=settings.poll_interval_s,
         prepare_timeout_s=settings.prepare_timeout_s,
         keep_bundles=settings.keep_bundles,
+        url=settings.url,
         log_level=settings.log_level,
         log_format=settings.log_format,
     )

@@ -17,6 +17,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from serving import notes, telemetry
 from serving.bundle import Bundle
@@ -41,6 +42,7 @@ class Config:
     poll_interval_s: float
     prepare_timeout_s: float
     keep_bundles: int
+    url: str  # where the service listens
     log_level: str
     log_format: str
 
@@ -61,7 +63,8 @@ def run(config: Config, auth: Auth, stop: threading.Event) -> None:
         ref = Ref.parse(text)
         state = ModelState(Path(config.state_dir), ref.name)
         _remove_leftovers(state)
-        follower = Follower(ref, registry, local, state, prepare, keep_bundles=config.keep_bundles)
+        url = f"{config.url}/predict" if len(config.models) == 1 else f"{config.url}/models/{quote(ref.name)}/predict"
+        follower = Follower(ref, registry, local, state, prepare, keep_bundles=config.keep_bundles, url=url)
         threads.append(
             threading.Thread(target=follower.follow, args=(stop, config.poll_interval_s), name=f"follow-{ref.name}")
         )

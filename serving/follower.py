@@ -7,6 +7,7 @@ the difference. An ask only makes the next look happen now.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 import shutil
@@ -46,7 +47,9 @@ class Follower:
         prepare: Prepare,
         *,
         keep_bundles: int,
+        url: str = "",
     ) -> None:
+        """``url`` is where this model is predicted with, for the line that says how to try it."""
         self.ref = ref
         self._registry = registry
         self._local = local
@@ -56,6 +59,7 @@ class Follower:
         self._refused: dict[str, Any] | None = None  # not kept over a restart: what failed then may work now
         self._retry_at, self._retry_s = 0.0, RETRY_S[0]
         self._said = ""
+        self._url = url
         state.asks.mkdir(parents=True, exist_ok=True)
 
     def follow(self, stop: threading.Event, poll_interval_s: float) -> None:
@@ -87,12 +91,29 @@ class Follower:
             outcome = {"status": 500, "code": "internal", "message": f"the agent failed: {type(err).__name__}"}
         now = notes.read(self._state.desired) or {}
         self._say(outcome, live=bool(now))
+        self._say_how_to_try(now)
         return {
             **outcome,
             "generation": now.get("generation", 0),
             "version": now.get("version"),
             "previous_version": (desired or {}).get("version"),
         }
+
+    def _say_how_to_try(self, desired: dict[str, Any]) -> None:
+        """Once, when the first version is there: a line to paste."""
+        if not (self._url and desired):
+            return
+        try:
+            bundle = bundles.read(self._state.home / desired["bundle"])
+        except BundleUnreadable:
+            return
+        if bundle.example is not None:
+            row = bundle.example["features"][0]
+            features = [row.get(name) for name in bundle.signature.names] if isinstance(row, dict) else row
+            body = json.dumps({"features": features}).replace("'", "'\\''")
+            # The workers are about to load it: curl tries again until they have.
+            log.info("try it: curl -s --retry 9 %s -H 'Content-Type: application/json' -d '%s'", self._url, body)
+        self._url = ""
 
     def _what_to_do(self) -> str:
         return (

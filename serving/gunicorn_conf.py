@@ -40,7 +40,8 @@ os.environ.setdefault(
     "PROMETHEUS_MULTIPROC_DIR", settings.prometheus_multiproc_dir or str(settings.state_dir / "metrics")
 )
 
-bind = f"{settings.bind_address}:{settings.port}"
+host = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
+bind = f"{host}:{settings.port}"
 workers = settings.web_concurrency or cpu_limit()
 threads = settings.threads
 worker_class = DrainingWorker
@@ -78,15 +79,12 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """The sockets are open."""
-    shown = "localhost" if settings.bind_address in ("127.0.0.1", "0.0.0.0", "::") else settings.bind_address
     log.info(
-        "listening on http://%s:%d with %d workers of %d threads; serving %s from %s",
-        shown,
-        settings.port,
+        "listening on %s with %d workers of %d threads; serving %s",
+        settings.url,
         server.num_workers,
         settings.threads,
         ", ".join(settings.models),
-        settings.mlflow_tracking_uri if "@" not in settings.mlflow_tracking_uri else "the registry",
     )
 
 

@@ -73,6 +73,15 @@ class Settings:
         if not self.models:
             raise SettingError("MODELS is empty; expected a comma list such as 'iris,fraud@challenger'")
 
+    @property
+    def url(self) -> str:
+        """Where a caller on this machine reaches the service."""
+        everywhere = self.bind_address in ("127.0.0.1", "0.0.0.0", "::", "::1")
+        host = (
+            "localhost" if everywhere else f"[{self.bind_address}]" if ":" in self.bind_address else self.bind_address
+        )
+        return f"http://{host}:{self.port}"
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the environment. Raises `SettingError` that names the setting and what was expected."""

@@ -23,7 +23,7 @@ from serving.store import Live
 
 log = logging.getLogger("serving.request")
 
-# A probe every few seconds is not worth a line each.
+# A probe every few seconds is not worth a line each, whatever it finds: what changes is logged where it changes.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 
 
@@ -99,7 +99,7 @@ def _live(service: Service) -> Live | None:
 
 def _log(response: Response, live: Live | None) -> None:
     where = route(request)
-    if where in QUIET_ROUTES and response.status_code < 500:
+    if where in QUIET_ROUTES:
         return
     log.info(
         "%s %s %d",
