@@ -57,6 +57,7 @@ class Follower:
         self._prepare = prepare
         self._keep_bundles = keep_bundles
         self._refused: dict[str, Any] | None = None  # not kept over a restart: what failed then may work now
+        self._failed: list[Any] | None = None  # what could not be prepared last, through no fault of its own
         self._retry_at, self._retry_s = 0.0, RETRY_S[0]
         self._said = ""
         self._url = url
@@ -162,7 +163,7 @@ class Follower:
         identity = [key, version.digest, version.breaking]
         if self._refused and self._refused["identity"] == identity and not asked:
             raise VersionRefused(self._refused["message"], reason=self._refused["reason"])
-        if time.monotonic() < self._retry_at and not asked:
+        if self._failed == identity and time.monotonic() < self._retry_at and not asked:
             raise Waiting("the last attempt failed; the next one is due in a moment")
         try:
             bundle = self._bundle(version, self._state.bundles / key)
@@ -171,12 +172,17 @@ class Follower:
             self._refuse(version, identity, err)
             raise VersionRefused(f"{version.name} version {version.version} refused: {err}", reason=err.reason) from err
         except ServingError:
-            self._retry_at = time.monotonic() + self._retry_s
-            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            self._wait_longer(identity)
             raise
-        self._retry_at, self._retry_s = 0.0, RETRY_S[0]
+        self._failed = None
         self._desire(version, bundle, desired)
         return True
+
+    def _wait_longer(self, identity: list[Any]) -> None:
+        """Twice as long after each failure of the same version."""
+        self._retry_s = min(self._retry_s * 2, RETRY_S[1]) if self._failed == identity else RETRY_S[0]
+        self._retry_at = time.monotonic() + self._retry_s
+        self._failed = identity
 
     def _bundle(self, version: Version, place: Path) -> Bundle:
         """The prepared version: the one on disk if it is whole and fits what is recorded, else a new one."""

@@ -185,7 +185,7 @@ def _difference(recorded: np.ndarray, got: np.ndarray) -> float:
 
 
 def _example(artifacts: Path, signature: Signature) -> dict[str, Any] | None:
-    """The version's own input example as ``{"features": rows}``, or None when it has none that fits."""
+    """The version's own input example as ``{"features": list of rows}``, or None when it has none that fits."""
     content = notes.read(artifacts / "input_example.json")
     rows: Any = None
     if content is not None and "data" in content:
@@ -202,7 +202,7 @@ def _example(artifacts: Path, signature: Signature) -> dict[str, Any] | None:
         _, many = tabular.parse(signature, rows)
     except ServingError:
         return None  # examples may be params, raw text or an older shape: they warm a worker, they prove nothing
-    return {"features": _without_nan(rows[:EXAMPLE_ROWS] if many else rows)}
+    return {"features": _without_nan(rows[:EXAMPLE_ROWS] if many else [rows])}
 
 
 def _without_nan(value: Any) -> Any:

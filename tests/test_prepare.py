@@ -658,7 +658,7 @@ def test_gaps_in_reference_rows_of_whole_numbers_stay_gaps(tmp_path: Path, place
         ({"data": [[1.0, 2.0]]}, [[1.0, 2.0]]),
         ([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.0]]),
         ({"inputs": [[1.0, 2.0]]}, [[1.0, 2.0]]),
-        ([1.0, 2.0], [1.0, 2.0]),
+        ([1.0, 2.0], [[1.0, 2.0]]),
         ({"columns": ["a", "b"], "data": [[1.0, 2.0]] * 50}, [{"a": 1.0, "b": 2.0}] * EXAMPLE_ROWS),
     ],
 )
@@ -696,7 +696,7 @@ def test_a_single_row_of_many_values_is_an_example_whole(tmp_path: Path, place: 
     signature = column_signature(**dict.fromkeys(names, "double"))
     folder = write_sklearn(tmp_path / "model", estimator, dump=cloudpickle.dumps, signature=signature)
     (folder / "input_example.json").write_text(json.dumps([1.0] * len(names)))
-    assert here(folder, place).example == {"features": [1.0] * len(names)}
+    assert here(folder, place).example == {"features": [[1.0] * len(names)]}
 
 
 def test_an_example_of_a_frame_without_names_is_understood(tmp_path: Path, place: Path) -> None:
