@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,8 @@ def cpu_limit() -> int:
 
 
 # Metrics are shared through files; prometheus_client looks for this variable when it is imported.
-os.environ.setdefault(
-    "PROMETHEUS_MULTIPROC_DIR", settings.prometheus_multiproc_dir or str(settings.state_dir / "metrics")
-)
+metrics_dir = Path(settings.prometheus_multiproc_dir or settings.state_dir / "metrics").absolute()
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
 
 host = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
 bind = f"{host}:{settings.port}"
@@ -69,12 +67,14 @@ def on_starting(server: Any) -> None:
     """Before the first worker: claim the state folder and begin with no metrics."""
     telemetry.log_to_stdout(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").setLevel(logging.WARNING)
-    if "GUNICORN_PID" not in os.environ and not _service_lock.acquire():  # set: we replace a running service (USR2)
+    if "GUNICORN_PID" in os.environ:
+        return  # we replace a running service (USR2), whose folder and metrics these are
+    if not _service_lock.acquire():
         print(f"another service uses {settings.state_dir}; give each its own STATE_DIR", file=sys.stderr)
         raise SystemExit(1)
-    metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    shutil.rmtree(metrics, ignore_errors=True)
-    metrics.mkdir(parents=True, exist_ok=True)
+    metrics_dir.mkdir(parents=True, exist_ok=True)
+    for left in metrics_dir.glob("*.db"):  # of the service before us; whatever else lies there is not ours
+        left.unlink()
 
 
 def when_ready(server: Any) -> None:

@@ -26,8 +26,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "pid": record.process,
             "message": record.getMessage(),
-            **_extra(record),
         }
+        for name, value in _extra(record).items():
+            line.setdefault(name, value)
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, default=str)
