@@ -43,6 +43,7 @@ def kind_of(value: Any) -> str:
 def shown(value: Any) -> str:
     """A value at fault, as much of it as an answer may hold."""
     text = repr(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else kind_of(value)
+    text = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}.get(text, text)  # as it was written
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
@@ -80,9 +81,9 @@ def _overflows(value: Any) -> bool:
 def _check_finite(field: Field, array: np.ndarray, values: Sequence[Any]) -> None:
     if np.isfinite(array).all():
         return
-    _first(field, np.isinf(array), "is infinite", values)
+    _first(field, np.isinf(array), "is not a finite number", values)
     if field.required:
-        _first(field, np.isnan(array), "is not a number (NaN), and this column takes no missing values", values)
+        _first(field, np.isnan(array), "is a missing value, and this column takes none", values)
 
 
 def _integers(field: Field, values: Sequence[Any]) -> np.ndarray:
