@@ -258,3 +258,13 @@ def test_a_damaged_graph_does_not_load(tmp_path: Path, damage: str) -> None:
         (folder / "model.onnx").write_bytes(content[:-7])
     with pytest.raises(Exception, match=r"model\.onnx"):
         Loaded("onnx", folder, tmp_path / "bundle")
+
+
+def test_a_graph_whose_inputs_the_signature_does_not_name_is_refused(tmp_path: Path) -> None:
+    graph = one_node(
+        "Add", [("a", TensorProto.FLOAT, ["n", 1]), ("b", TensorProto.FLOAT, ["n", 1])], TensorProto.FLOAT, ["n", 1]
+    )
+    frame = pd.DataFrame({"a": [1.0], "other": [2.0]})
+    with pytest.raises(VersionRefused, match="its graph takes 'b', which its signature does not name") as caught:
+        loaded(tmp_path, graph, signature=infer_signature(frame, np.array([[3.0]])))
+    assert caught.value.reason == "load_failed"

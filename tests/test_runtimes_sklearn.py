@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow.models import infer_signature
-from samples import CLASS_NAMES, Loaded, flowers, save_sklearn
+from samples import CLASS_NAMES, Loaded, flowers, save_sklearn, write_sklearn
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
@@ -286,6 +286,13 @@ def test_whole_numbers_have_no_gaps_even_where_the_estimator_takes_them(tmp_path
     model = loaded(tmp_path, HistGradientBoostingClassifier(max_iter=2, random_state=0).fit(whole, Y), whole)
     with pytest.raises(InvalidInput, match="row 1, column 'input_0': is missing"):
         model.answer([[50, 30, 15, 2], [50, None, 15, 2]])
+
+
+def test_a_text_where_a_model_without_signature_takes_a_number_is_the_callers_error(tmp_path: Path) -> None:
+    folder = write_sklearn(tmp_path / "model", LogisticRegression(max_iter=500).fit(X, Y))
+    model = Loaded("sklearn", folder, tmp_path / "bundle")
+    with pytest.raises(InvalidInput, match="there is a text where the model takes a number"):
+        model.answer([5.0, "x", 1.5, 0.2])
 
 
 def test_what_the_estimator_says_of_missing_values_is_said_to_the_caller(tmp_path: Path) -> None:

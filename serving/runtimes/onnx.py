@@ -38,6 +38,7 @@ def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
     signature = Signature.from_mlmodel(model.get("signature")) or Signature(
         "tensors", tuple(map(_field, session.get_inputs())), "inferred"
     )
+    _check_names(signature, session)
     return Description(signature, _classes(model, session))
 
 
@@ -52,6 +53,14 @@ def load(folder: Path) -> Callable[[Batch], Prediction]:
         return _prediction(outputs, got)
 
     return predict
+
+
+def _check_names(signature: Signature, session: Any) -> None:
+    """A graph of several inputs takes each by its name; one of a single input takes the row as it is."""
+    inputs = [given.name for given in session.get_inputs()]
+    missing = [name for name in inputs if name not in signature.names]
+    if len(inputs) > 1 and missing:
+        raise VersionRefused(f"its graph takes {missing[0]!r}, which its signature does not name", reason="load_failed")
 
 
 def _session(folder: Path) -> Any:

@@ -54,6 +54,8 @@ def load(folder: Path) -> Callable[[Batch], Prediction]:
             # The estimators check their input themselves; what they say of it concerns the caller.
             if "contains NaN" in str(err) or "contains infinity" in str(err):
                 raise InvalidInput("the model takes no missing or infinite values") from err
+            if str(err).startswith("could not convert string to float"):
+                raise InvalidInput("there is a text where the model takes a number") from err
             raise
         return Prediction(values, probabilities)
 
