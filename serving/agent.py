@@ -92,8 +92,7 @@ def main() -> None:
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    login = Auth(*(os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")))
-    run(config, login, stop)
+    run(config, Auth.from_env(), stop)
     os._exit(0)
 
 

@@ -253,9 +253,8 @@ def main() -> None:
     os.nice(NICENESS)
     plain = notes.read(path) or {}
     job = Job(Version(**plain.pop("version")), **plain)
-    login = Auth(*(os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")))
     try:
-        made = prepare(job, login)
+        made = prepare(job, Auth.from_env())
         result = {"bundle": str(made.folder)}
     except VersionRefused as err:
         result = {"refused": str(err), "reason": err.reason}

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlparse
@@ -59,9 +59,6 @@ class Version:
     digest: str | None = None  # as recorded when it was registered
     breaking: bool = False
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Registry(Protocol):
     """Where versions come from."""
@@ -90,6 +87,11 @@ class Auth:
     username: str = ""
     password: str = ""
     token: str = ""
+
+    @classmethod
+    def from_env(cls) -> Auth:
+        """MLflow's own variables: how secrets reach the agent and its children."""
+        return cls(*(os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")))
 
     def session(self) -> requests.Session:
         """A session with this login, and MLflow's own settings for certificates."""

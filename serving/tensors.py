@@ -153,12 +153,6 @@ class Batch:
         """The column called ``name``. Raises ValueError when there is none."""
         return self.columns[self.names.index(name)]
 
-    def take(self, start: int, stop: int) -> Batch:
-        """Rows ``start`` to ``stop`` as a batch of their own, without a copy."""
-        if self.block is not None:
-            return Batch(self.names, block=self.block[start:stop])
-        return Batch(self.names, tuple(column[start:stop] for column in self.columns))
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction:

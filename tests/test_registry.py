@@ -675,3 +675,11 @@ def test_content_that_was_packed_on_the_way_is_unpacked(serve: Serve, tmp_path: 
         return send(handler, gzip.compress(b"flavors: {}"), Content_Encoding="gzip")
 
     assert (fetched_from(serve(answer), tmp_path / "got") / "MLmodel").read_bytes() == b"flavors: {}"
+
+
+def test_the_login_is_read_from_mlflows_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"USERNAME": "user", "PASSWORD": "secret", "TOKEN": "t0ken"}.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    login = Auth.from_env()
+    assert (login.username, login.password, login.token) == ("user", "secret", "t0ken")
+    assert "secret" not in repr(login)

@@ -197,20 +197,6 @@ def test_an_unknown_column_is_a_value_error() -> None:
         Batch(("a",), block=np.zeros((1, 1))).column("b")
 
 
-@pytest.mark.parametrize(
-    "batch",
-    [
-        Batch(("a", "b"), block=np.arange(10.0).reshape(5, 2)),
-        Batch(("a", "b"), (np.arange(5), np.arange(5.0).reshape(5, 1))),
-    ],
-)
-def test_part_of_a_batch_is_a_view_of_its_rows(batch: Batch) -> None:
-    part = batch.take(1, 4)
-    assert (part.rows, part.names) == (3, batch.names)
-    assert all(np.array_equal(mine, whole[1:4]) for mine, whole in zip(part.columns, batch.columns, strict=True))
-    assert np.shares_memory(part.columns[0], batch.columns[0])
-
-
 def test_predictions_are_told_apart_by_identity() -> None:
     values = np.array([1.0])
     assert Prediction(values) != Prediction(values)
