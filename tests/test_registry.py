@@ -28,10 +28,12 @@ from serving.registry import (
     Ref,
     Registry,
     RestRegistry,
+    SqliteRegistry,
     Version,
     fetch,
     registry_at,
 )
+from serving.settings import ROOT
 
 OPEN = Auth()
 START_S = 90.0
@@ -151,9 +153,11 @@ def registered(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFac
     return Registered(mlflow_server, run_id, first, second)
 
 
-@pytest.fixture(params=["http", "database"])
+@pytest.fixture(params=["http", "file", "client"])
 def registry(request: pytest.FixtureRequest, registered: Registered) -> Registry:
-    """The same registry, asked over HTTP and through MLflow's client."""
+    """The same registry, asked over HTTP, by reading its file, and through MLflow's client."""
+    if request.param == "client":
+        return ClientRegistry(registered.database)
     return registry_at(registered.server.uri if request.param == "http" else registered.database)
 
 
@@ -163,7 +167,8 @@ def registry(request: pytest.FixtureRequest, registered: Registered) -> Registry
 def test_the_uri_decides_how_a_registry_is_asked(registered: Registered) -> None:
     assert isinstance(registry_at(registered.server.uri), RestRegistry)
     assert isinstance(registry_at("https://example.org/mlflow/"), RestRegistry)
-    assert isinstance(registry_at(registered.database), ClientRegistry)
+    assert isinstance(registry_at(registered.database), SqliteRegistry)
+    assert isinstance(registry_at("postgresql://127.0.0.1:1/mlflow"), ClientRegistry)
 
 
 def test_an_alias_names_a_version(registry: Registry, registered: Registered) -> None:
@@ -405,7 +410,7 @@ def test_a_login_never_shows() -> None:
 
 
 def test_a_database_file_tells_when_something_changed(registered: Registered) -> None:
-    registry = ClientRegistry(registered.database)
+    registry = SqliteRegistry(registered.database)
     before = registry.fingerprint()
     assert before is not None
     assert registry.fingerprint() == before
@@ -414,7 +419,7 @@ def test_a_database_file_tells_when_something_changed(registered: Registered) ->
 
 
 def test_a_database_file_that_appears_is_a_change(tmp_path: Path) -> None:
-    registry = ClientRegistry(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    registry = SqliteRegistry(f"sqlite:///{tmp_path / 'mlflow.db'}")
     before = registry.fingerprint()
     (tmp_path / "mlflow.db").touch()
     assert registry.fingerprint() != before
@@ -515,6 +520,22 @@ def test_a_file_uri_is_a_folder(tmp_path: Path, name: str) -> None:
     source = model_folder(tmp_path / name)
     got = fetch(at(source.as_uri()), tmp_path / "got", "unused:", OPEN)
     assert folder_digest(got) == folder_digest(source)
+
+
+@pytest.mark.parametrize("uri", [False, True], ids=["folder", "file URI"])
+def test_a_folder_is_fetched_without_mlflow(tmp_path: Path, uri: bool) -> None:
+    source = model_folder(tmp_path / "model")
+    code = """
+import sys
+sys.modules["mlflow"] = sys.modules["requests"] = None  # as if they were not installed
+from pathlib import Path
+from serving import prepare, registry
+version = registry.Version("iris", "1", None, "registry", sys.argv[1])
+registry.fetch(version, Path(sys.argv[2]), "sqlite:///unused.db", registry.Auth())
+"""
+    place = source.as_uri() if uri else str(source)
+    subprocess.run([sys.executable, "-c", code, place, str(tmp_path / "got")], check=True, cwd=ROOT)
+    assert folder_digest(tmp_path / "got") == folder_digest(source)
 
 
 def test_a_folder_that_is_not_there_is_the_versions_fault(tmp_path: Path) -> None:
