@@ -11,7 +11,7 @@ from typing import Any
 from serving import telemetry
 from serving.settings import Settings
 from serving.state import Lock
-from serving.worker import DrainingWorker
+from serving.worker import DrainingWorker, InlineWorker, unfamiliar
 
 settings = Settings.from_env()
 
@@ -41,8 +41,9 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
 host = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
 bind = f"{host}:{settings.port}"
 workers = settings.web_concurrency or cpu_limit()
-threads = settings.threads
-worker_class = DrainingWorker
+threads = settings.threads  # for what the loop does not answer; with one, a reload would hold up the probes
+_changed = unfamiliar()
+worker_class = DrainingWorker if _changed else InlineWorker
 DrainingWorker.drain_s = settings.drain_s
 graceful_timeout = int(settings.drain_s) + 30
 timeout = 60  # a heartbeat of the worker's loop; it does not bound a request
@@ -79,6 +80,8 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """The sockets are open."""
+    if _changed:
+        log.warning("every request takes the pool: this gunicorn has another %s", ", ".join(_changed))
     log.info(
         "listening on %s with %d workers of %d threads; serving %s",
         settings.url,

@@ -1,17 +1,67 @@
-"""gunicorn's threaded worker, with an end in the right order: unready, drain, close.
+"""gunicorn's threaded worker, with an end in the right order, and a short way for small requests.
 
-On SIGTERM it goes on accepting and answering for ``drain_s``, with readiness false and every answer closing its
-connection, so that balancers and clients move away on their own. Then it takes what still waits in the listen queue,
-closes the listener, and ends when the last answer is out.
+`DrainingWorker`: on SIGTERM it goes on accepting and answering for ``drain_s``, with readiness false and every answer
+closing its connection, so that balancers and clients move away on their own. Then it takes what still waits in the
+listen queue, closes the listener, and ends when the last answer is out.
+
+`InlineWorker`: a small request that has come in whole, and that the application calls cheap, is answered on the loop's
+own thread. Handing it to the pool costs more than the answer, and lets its siblings overtake it halfway.
 """
 
 from __future__ import annotations
 
+import inspect
+import selectors
+import socket
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from serving.body import SMALL_BYTES, complete
+
+INLINE_PER_TURN = 64  # then the pool takes over, and the loop looks at what else has come
+ACCEPTED_PER_TURN = 8  # new connections; gunicorn takes one, but here a turn may be as long as many answers
+SILENT_S = 1.0  # how long an ending worker waits for a connection that has asked nothing yet
+LINGER_S = 2.0  # how long a client may take to see that an answer was the last, and what it may still send
+LINGER_BYTES = 1 << 16
+SEND_S = 30.0  # how long a client may take to read the rest of an answer
+
+Cheap = Callable[[str, str, int], bool]
+
+# What `InlineWorker` overrides or uses of gunicorn, which does not promise to keep it.
+PARAMETERS = {
+    "run": [],
+    "accept": ["listener"],
+    "handle": ["conn"],
+    "enqueue_req": ["conn"],
+    "finish_request": ["conn", "fs"],
+    "on_client_socket_readable": ["conn", "client"],
+    "on_pending_socket_readable": ["conn", "client"],
+    "wait_for_and_dispatch_events": ["timeout"],
+    "murder_pending": [],
+}
+WORKER_NAMES = {"keepalived_conns", "pending_conns", "nr_conns", "poller", "tpool", "method_queue"}
+CONNECTION_NAMES = {"sock", "parser", "timeout", "initialized", "is_http2", "data_ready"}
+
+
+def unfamiliar(worker: Any = ThreadWorker, connection: Any = TConn) -> list[str]:
+    """What `InlineWorker` relies on and does not find in this gunicorn; empty when it can be used."""
+    changed = [name for name, wanted in PARAMETERS.items() if _parameters(getattr(worker, name, None)) != wanted]
+    unset = WORKER_NAMES.difference(worker.__init__.__code__.co_names)
+    unset |= CONNECTION_NAMES.difference(connection.__init__.__code__.co_names)
+    unset |= {name for name in ("init", "set_timeout", "close") if not hasattr(connection, name)}
+    return changed + sorted(unset)
+
+
+def _parameters(method: Callable[..., Any] | None) -> list[str] | None:
+    """The names of a method's parameters after ``self``; None where there is no such method."""
+    return None if method is None else list(inspect.signature(method).parameters)[1:]
 
 
 class DrainingWorker(ThreadWorker):
@@ -48,9 +98,205 @@ class DrainingWorker(ThreadWorker):
         for connection in self.keepalived_conns:
             connection.timeout = 0.0  # idle since before the drain
         self.murder_keepalived()
+        for connection in self.pending_conns:
+            connection.timeout = min(connection.timeout, time.monotonic() + SILENT_S)
         self.alive = False
 
     def _accept_waiting(self, listener: Any) -> bool:
         before = self.nr_conns
         self.accept(listener)
         return bool(self.nr_conns > before)
+
+
+class Outbox:
+    """Stands in for a connection's socket while the loop answers: what is sent is gathered, so that nothing blocks."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self._pieces.append(bytes(data))
+
+    def deliver(self, sock: socket.socket) -> bytes:
+        """Send to the real, non-blocking socket; what it does not take at once. Raises OSError when it is broken."""
+        answer = b"".join(self._pieces)
+        try:
+            return answer[sock.send(answer) :]
+        except BlockingIOError:
+            return answer
+
+    def gettimeout(self) -> float:
+        return 0.0
+
+    def setblocking(self, flag: bool) -> None:
+        """It never blocks."""
+
+    def close(self) -> None:
+        """The worker closes the connection itself."""
+
+    def shutdown(self, how: int) -> None:
+        """gunicorn ends an answer that broke off halfway; the worker does that when it has sent the first half."""
+        raise OSError("not a socket")
+
+
+class InlineWorker(DrainingWorker):
+    """Asks ``app.extensions["cheap"](method, raw path, body bytes)`` whether to answer on the loop's own thread.
+
+    Such an answer is small, comes without waiting for anything, and is not a file. Without that callable, under TLS
+    and with HTTP/2 every request goes to the pool. The loop never waits for a client, whatever that client does.
+    """
+
+    _cheap: Cheap | None = None
+    _left = INLINE_PER_TURN
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lingering: dict[Any, int] = {}  # connection -> bytes that it may still send; the oldest first
+
+    def run(self) -> None:
+        if not self.cfg.is_ssl and "h2" not in self.cfg.http_protocols:
+            self._cheap = getattr(self.wsgi, "extensions", {}).get("cheap")
+        super().run()
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        self._left = INLINE_PER_TURN
+        super().wait_for_and_dispatch_events(min(timeout, 1.0))  # who waits too long is looked for between the turns
+
+    # --- requests come ---
+
+    def accept(self, listener: Any) -> None:
+        for _ in range(ACCEPTED_PER_TURN):
+            before = self.nr_conns
+            super().accept(listener)
+            if self.nr_conns == before or self.nr_conns >= self.worker_connections:
+                return
+
+    def enqueue_req(self, conn: Any) -> None:
+        """A new connection waits for its first request on the loop, not on a thread of the pool."""
+        if self._cheap is None or conn.initialized or conn.data_ready:
+            super().enqueue_req(conn)
+            return
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        if not self._is_cheap(conn):
+            super().on_pending_socket_readable(conn, client)
+            return
+        self.pending_conns.remove(conn)
+        conn.init()
+        conn.sock.setblocking(False)
+        self.poller.modify(conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn))
+        self._answer(conn)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        if not self._is_cheap(conn):
+            super().on_client_socket_readable(conn, client)
+            return
+        self.keepalived_conns.remove(conn)
+        self._answer(conn)
+
+    def _is_cheap(self, conn: Any) -> bool:
+        """Whether exactly one whole request waits on the connection, and the application calls it cheap."""
+        if self._cheap is None or self._left <= 0:
+            return False
+        try:
+            request = complete(conn.sock.recv(SMALL_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            cheap = request is not None and self._cheap(*request)
+        except OSError:
+            return False  # the pool will see it too
+        except Exception:
+            self.log.exception("cannot tell whether a request is cheap")
+            return False
+        self._left -= cheap
+        return cheap
+
+    # --- answers go ---
+
+    def _answer(self, conn: Any) -> None:
+        """Answer the request that waits; the connection stays registered unless something is left to do for it."""
+        sock, outbox = conn.sock, Outbox()
+        conn.sock = outbox
+        try:
+            kept = self.handle(conn)
+        finally:
+            conn.sock = sock
+        try:
+            rest = outbox.deliver(sock)
+        except OSError:
+            kept, rest = False, b""  # the client has gone
+        if kept and not rest and self.alive:
+            conn.set_timeout()
+            self.keepalived_conns.append(conn)
+            return
+        self.poller.unregister(sock)
+        if not rest:
+            self.finish_request(conn, _finished(kept))
+            return
+        sending = self.tpool.submit(_send_rest, sock, rest, kept)
+        sending.add_done_callback(lambda fs: self.method_queue.defer(self.finish_request, conn, fs))
+
+    def finish_request(self, conn: Any, fs: Future[Any]) -> None:
+        """What to do with a connection after an answer: wait for more, serve what was read ahead, or close."""
+        kept = fs.result() if not fs.cancelled() and fs.exception() is None else None
+        if kept is False:
+            self._linger(conn)
+        elif kept is True and conn.parser.unreader.buf.getvalue():
+            super().enqueue_req(conn)  # the next request, or its beginning, is no longer in the socket to be seen
+        else:
+            super().finish_request(conn, fs)
+
+    # --- connections end ---
+
+    def _linger(self, conn: Any) -> None:
+        """Close the way RFC 9112 9.6 asks for. gunicorn itself waits here for the client, up to two seconds."""
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_lingering_readable, conn))
+        except (OSError, ValueError):  # gone, or closed already
+            self.nr_conns -= 1
+            conn.close()
+            return
+        conn.timeout = time.monotonic() + LINGER_S
+        self._lingering[conn] = LINGER_BYTES
+
+    def _on_lingering_readable(self, conn: Any, client: Any) -> None:
+        try:
+            piece = client.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        self._lingering[conn] -= len(piece)
+        if not piece or self._lingering[conn] <= 0:
+            self._let_go(conn)
+
+    def murder_pending(self) -> None:
+        super().murder_pending()
+        now = time.monotonic()
+        for conn in [conn for conn in self._lingering if conn.timeout <= now]:
+            self._let_go(conn)
+
+    def _let_go(self, conn: Any) -> None:
+        del self._lingering[conn]
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+
+def _send_rest(sock: socket.socket, rest: bytes, kept: bool) -> bool:
+    """In the pool: what a client did not take at once. Whether the connection is kept."""
+    sock.settimeout(SEND_S)
+    try:
+        sock.sendall(rest)
+    except OSError:
+        return False
+    return kept
+
+
+def _finished(result: bool) -> Future[bool]:
+    done: Future[bool] = Future()
+    done.set_result(result)
+    return done

@@ -17,6 +17,7 @@ SHOW = """
 import json, os
 from serving import gunicorn_conf as conf
 shown = {name: getattr(conf, name) for name in ("bind", "workers", "threads", "graceful_timeout")}
+shown["worker"] = conf.worker_class.__name__
 shown |= {"drain_s": conf.worker_class.drain_s, "cpus": conf.cpu_limit(), "affinity": len(os.sched_getaffinity(0))}
 print(json.dumps(shown | {"metrics": os.environ["PROMETHEUS_MULTIPROC_DIR"]}))
 """
@@ -24,9 +25,13 @@ print(json.dumps(shown | {"metrics": os.environ["PROMETHEUS_MULTIPROC_DIR"]}))
 
 def imported(home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """A process that imports the configuration, with these settings and no others."""
+    return run(home, SHOW, **environ)
+
+
+def run(home: Path, code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in names()}
     env = {**kept, "STATE_DIR": str(home / "state"), **environ}
-    return subprocess.run([sys.executable, "-c", SHOW], cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def shown(home: Path, **environ: str) -> dict[str, Any]:
@@ -63,6 +68,26 @@ def test_settings_become_gunicorns(tmp_path: Path) -> None:
     got = shown(tmp_path, BIND_ADDRESS="0.0.0.0", PORT="8123", WEB_CONCURRENCY="3", THREADS="7", DRAIN_S="12.5")
     assert (got["bind"], got["workers"], got["threads"]) == ("0.0.0.0:8123", 3, 7)
     assert (got["graceful_timeout"], got["drain_s"]) == (42, 12.5)
+
+
+def test_small_requests_are_answered_on_the_loop(plain: dict[str, Any]) -> None:
+    assert plain["worker"] == "InlineWorker"
+
+
+def test_an_unfamiliar_gunicorn_serves_from_its_pool_and_says_so(tmp_path: Path) -> None:
+    change = "from gunicorn.workers.gthread import ThreadWorker; del ThreadWorker.finish_request"
+    code = f"""
+{change}
+import logging
+from types import SimpleNamespace
+from serving import gunicorn_conf as conf
+logging.basicConfig(format="%(message)s")
+conf.when_ready(SimpleNamespace(num_workers=1))
+print(conf.worker_class.__name__)
+"""
+    done = run(tmp_path, code)
+    assert done.stdout == "DrainingWorker\n", done.stderr
+    assert done.stderr == "every request takes the pool: this gunicorn has another finish_request\n"
 
 
 def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
