@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import socket
@@ -25,6 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from flask import Flask
 
     from serving import ops, telemetry, web
+    from serving.lane import Lane
     from serving.protocols import simple
 
     settings = settings or Settings.from_env()
@@ -32,12 +34,19 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # a path that is not ours is a 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    metrics = web.install_metrics(app)
+    metrics, http_metrics = web.install_metrics(app)
+    dropped = metrics.log_lines_dropped.labels("requests").inc
+    requests = telemetry.RequestLog(settings.log_level, settings.log_format, dropped=dropped)
+    atexit.register(requests.flush)
     service = build_service(settings, metrics)
-    app.extensions["service"] = service
-    web.install(app, service)
-    app.register_blueprint(simple.blueprint(service))
+    web.install(app, service, requests)
+    protocol = simple.Simple(service)
+    app.register_blueprint(simple.blueprint(service, protocol))
     app.register_blueprint(ops.blueprint(service))
+    limit = settings.max_body_bytes
+    lane = Lane(app.wsgi_app, service.store, protocol, http_metrics, requests, max_body_bytes=limit)
+    app.wsgi_app = lane  # type: ignore[method-assign]
+    app.extensions.update(service=service, requests=requests, cheap=lane.cheap)
     service.start()
     return app
 

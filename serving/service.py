@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,30 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from serving import agent, notes
+from serving.entropy import random_id
 from serving.errors import (
     DeadlineExceeded,
     InvalidInput,
     ModelFailed,
     ServingError,
 )
-from serving.metrics import Metrics
+from serving.metrics import Metrics, Series
 from serving.state import ModelState
 from serving.store import Acknowledged, Live, Store
-from serving.tensors import Batch, Prediction, Signature
+from serving.tensors import Batch, Prediction
+from serving.transforms.tabular import Reader
 
 ACKNOWLEDGE_CHECK_S = 0.01
 
 log = logging.getLogger("serving.service")
 
-# What a protocol hands in: its payload, read as a batch that fits the signature of the version that will answer.
-Read = Callable[[Signature], Batch]
+# What a protocol hands in: its payload, read as a batch by the reader of the version that will answer.
+Read = Callable[[Reader], Batch]
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A prediction and the version that made it."""
+    """A prediction of ``rows`` rows, and what it is called."""
 
-    live: Live
     prediction: Prediction
     rows: int
     prediction_id: str
@@ -76,6 +76,8 @@ class Service:
         self._keeper = keeper
         self._state_dir = state_dir
         self._reload_timeout_s = reload_timeout_s
+        self._inference_s = Series(metrics.inference_s)
+        self._predictions = Series(metrics.predictions)
         self.draining = False
 
     def start(self) -> None:
@@ -94,20 +96,15 @@ class Service:
         """Whether this worker has every model warm and is not about to stop."""
         return self.store.ready() and not self.draining
 
-    def predict(self, name: str | None, version: str | None, read: Read) -> Answer:
-        """Read a batch with ``read`` and answer it with the live version.
-
-        Raises `UnknownModel`, `ModelNotReady`, `InvalidInput` or `ModelFailed`.
-        """
-        live = self.store.live(name, version)
-        model = live.bundle.name
+    def predict(self, live: Live, read: Read) -> Answer:
+        """Read a batch with ``read`` and answer it with ``live``. Raises `InvalidInput` or `ModelFailed`."""
         try:
-            batch = read(live.bundle.signature)
+            batch = read(live.reader)
             prediction = self._infer(live, batch)
         except InvalidInput:
-            self.metrics.invalid.labels(model).inc()
+            self.metrics.invalid.labels(live.bundle.name).inc()
             raise
-        return Answer(live, prediction, batch.rows, prediction_id())
+        return Answer(prediction, batch.rows, prediction_id())
 
     def _infer(self, live: Live, batch: Batch) -> Prediction:
         model, version = live.bundle.name, live.bundle.version
@@ -125,8 +122,8 @@ class Service:
             log.exception("%s version %s failed", model, version)
             raise ModelFailed("the model failed on this input") from err
         finally:
-            self.metrics.inference_s.labels(model).observe(time.perf_counter() - started)
-            self.metrics.predictions.labels(model, version, outcome).inc(batch.rows)
+            self._inference_s[(model,)].observe(time.perf_counter() - started)
+            self._predictions[model, version, outcome].inc(batch.rows)
 
     def reload(self, name: str | None) -> Reloaded:
         """Look at the registry now, and wait until every living worker serves what it names.
@@ -192,7 +189,7 @@ class Service:
             "digest": bundle.digest,
             "digest_recorded": bundle.digest_recorded,
             "runtime": bundle.runtime,
-            "proof": bundle.proof.as_json(),
+            "proof": bundle.proof_as_json(),
             "signature": bundle.signature.as_json(),
             "classes": list(bundle.classes.names) if bundle.classes else None,
             "example": bundle.example["features"] if bundle.example else None,
@@ -230,7 +227,7 @@ class Service:
 
 def prediction_id() -> str:
     """A UUID of version 7 (RFC 9562): 48 bits of milliseconds first, so that ids sort by time; the rest is random."""
-    random = int.from_bytes(os.urandom(10), "big")
+    random = int.from_bytes(random_id()[:10], "big")
     value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from typing import Any
@@ -16,12 +15,11 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from serving import telemetry
 from serving.body import WholeBody
 from serving.errors import BodyTooLarge, ServingError
-from serving.metrics import Metrics
-from serving.protocols.simple import error_response
+from serving.metrics import HttpMetrics, Metrics, Named
+from serving.protocols.simple import error_response, failure
 from serving.service import Service
 from serving.store import Live
-
-log = logging.getLogger("serving.request")
+from serving.telemetry import Request, RequestLog
 
 # A probe every few seconds is not worth a line each, whatever it finds: what changes is logged where it changes.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
@@ -53,17 +51,16 @@ def route(_request: Any) -> str:
     return str(request.url_rule.rule) if request.url_rule is not None else "unmatched"
 
 
-def install_metrics(app: Flask) -> Metrics:
+def install_metrics(app: Flask) -> tuple[Metrics, HttpMetrics]:
     """``GET /metrics``, and HTTP durations and counts by route, method and status."""
-    registry = CollectorRegistry()
+    own = Named()
     shared = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
     exporter = GunicornInternalPrometheusMetrics if shared else PrometheusMetrics
-    own = CollectorRegistry() if shared else registry
     exporter(app, path="/metrics", defaults_prefix="ml", group_by=route, registry=own)
-    return Metrics(registry)
+    return Metrics(CollectorRegistry() if shared else own), HttpMetrics(own)
 
 
-def install(app: Flask, service: Service) -> None:
+def install(app: Flask, service: Service, requests: RequestLog) -> None:
     """Request ids, headers, log lines and errors for every route of ``app``."""
 
     @app.before_request
@@ -77,7 +74,11 @@ def install(app: Flask, service: Service) -> None:
         response.headers[telemetry.REQUEST_ID_HEADER] = g.request_id
         if live is not None:
             response.headers["X-Model-Version"] = live.bundle.version
-        _log(response, live)
+        if (where := route(request)) not in QUIET_ROUTES:
+            name, version = (live.bundle.name, live.bundle.version) if live else (None, None)
+            duration_s = time.perf_counter() - g.started
+            who = (g.request_id, name, version)
+            requests.write(Request(time.time(), request.method, where, response.status_code, *who, duration_s))
         return response
 
     app.register_error_handler(ServingError, error_response)
@@ -97,25 +98,6 @@ def _live(service: Service) -> Live | None:
         return None
 
 
-def _log(response: Response, live: Live | None) -> None:
-    where = route(request)
-    if where in QUIET_ROUTES:
-        return
-    log.info(
-        "%s %s %d",
-        request.method,
-        where,
-        response.status_code,
-        extra={
-            "request_id": g.request_id,
-            "model": live.bundle.name if live else None,
-            "version": live.bundle.version if live else None,
-            "status": response.status_code,
-            "duration_s": round(time.perf_counter() - g.started, 6),
-        },
-    )
-
-
 def _http_error(err: HTTPException) -> Response:
     """Flask's own refusals in our shape."""
     if isinstance(err, NotFound):
@@ -133,6 +115,4 @@ def _http_error(err: HTTPException) -> Response:
 
 
 def _failure(err: Exception) -> Response:
-    """A bug: logged in full, answered without a word of it."""
-    log.error("%s %s failed", request.method, route(request), exc_info=err, extra={"request_id": g.get("request_id")})
-    return error_response(ServingError("the service failed; the log has the request id"))
+    return error_response(failure(err, request.method, route(request), g.get("request_id")))

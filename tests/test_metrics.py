@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 
-from serving.metrics import SECONDS, Metrics
+from serving.metrics import SECONDS, HttpMetrics, Metrics, Named, Series
 
 NAME = re.compile(r"ml_[a-z]+(_[a-z]+)*")
 UNITS = ("_total", "_seconds", "_info")
@@ -100,3 +100,18 @@ def test_two_registries_count_apart(metrics: Metrics, registry: CollectorRegistr
     Metrics(other).predictions.labels("iris", "1", "ok").inc()
     assert b'model="iris"' in generate_latest(other)
     assert b'model="iris"' not in generate_latest(registry)
+
+
+def test_a_series_is_looked_up_once(metrics: Metrics) -> None:
+    series = Series(metrics.predictions)
+    assert series["iris", "1", "ok"] is series["iris", "1", "ok"] is metrics.predictions.labels("iris", "1", "ok")
+
+
+def test_what_somebody_else_registered_is_found_by_name() -> None:
+    registry = Named()
+    seconds = Histogram("ml_http_request_duration_seconds", "Time.", ("method", "route", "status"), registry=registry)
+    total = Counter("ml_http_request_total", "Requests.", ("method", "status"), registry=registry)
+    HttpMetrics(registry).count("POST", "/predict", 200, 0.25)
+    assert registry.get_sample_value(f"{total._name}_total", {"method": "POST", "status": "200"}) == 1
+    labels = {"method": "POST", "route": "/predict", "status": "200"}
+    assert registry.get_sample_value(f"{seconds._name}_sum", labels) == 0.25

@@ -6,14 +6,26 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.settings import ROOT
-from serving.telemetry import JsonFormatter, TextFormatter, formatter, request_id
+from serving.telemetry import (
+    REQUESTS,
+    JsonFormatter,
+    Request,
+    RequestLog,
+    TextFormatter,
+    _pieces,
+    formatter,
+    request_id,
+)
 
 # What a program logs after log_to_stdout(level, format), one word for each line.
 LOGS = """
@@ -138,3 +150,80 @@ def test_levels_are_ours_and_what_libraries_warn_of_python_is_for_debug(level: s
 
 def test_each_line_is_written_once_to_standard_output() -> None:
     assert [json.loads(line)["message"] for line in logged("error", "json")] == ["ours-error", "library-warning"]
+
+
+# --- the request log -------------------------------------------------------------------------------------------------
+
+
+def request(number: int = 1) -> Request:
+    return Request(1e9 + 0.5, "POST", "/predict", 200, f"id-{number}", "iris", "1", 0.00025)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_request_is_one_json_line(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = RequestLog("info", "json", dropped=lambda _: None, file=file.fileno())
+        for number in range(500):
+            log.write(request(number))
+        assert log.flush()
+    lines = read_lines(tmp_path / "log")
+    assert [line["request_id"] for line in lines] == [f"id-{number}" for number in range(500)]
+    assert (lines[0]["at"], lines[0]["message"]) == ("2001-09-09T01:46:40.500+00:00", "POST /predict 200")
+    assert (lines[0]["logger"], lines[0]["duration_s"]) == (REQUESTS, 0.00025)
+
+
+def test_a_request_is_one_line_of_text(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = RequestLog("debug", "text", dropped=lambda _: None, file=file.fileno())
+        log.write(request())
+        assert log.flush()
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line[8:].startswith(" info    POST /predict 200  request_id=id-1 model=iris version=1 status=200")
+
+
+def test_above_info_requests_are_not_logged(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        log = RequestLog("warning", "json", dropped=lambda _: None, file=file.fileno())
+        log.write(request())
+        assert log.flush()
+    assert (tmp_path / "log").read_bytes() == b""
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that is full: lines wait, then are dropped and counted; when it is read again, the log says so."""
+    monkeypatch.setattr(RequestLog, "QUEUED_LINES", 1000)
+    reader, writer = os.pipe()
+    dropped: list[int] = []
+    log = RequestLog("info", "json", dropped=dropped.append, file=writer)
+    started = time.thread_time()
+    for number in range(5000):
+        log.write(request(number))
+    assert time.thread_time() - started < 1.0
+    assert not log.flush(0.1)
+    seen = b""
+    while b"dropped" not in seen:
+        seen += os.read(reader, 1 << 16)
+        log.write(request())
+    assert sum(dropped) > 1000
+    assert all(json.loads(line) for line in seen.splitlines()[:-1])
+
+
+def test_a_log_that_is_gone_is_counted() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    dropped: list[int] = []
+    log = RequestLog("info", "json", dropped=dropped.append, file=writer)
+    for number in range(30):
+        log.write(request(number))
+    assert log.flush()
+    assert sum(dropped) == 30
+
+
+def test_what_is_written_at_once_is_whole_lines_that_a_pipe_takes_in_one_piece(tmp_path: Path) -> None:
+    lines = [b"x" * size + b"\n" for size in (10, 4000, 200, 5000, 1)]
+    pieces = list(_pieces(lines))
+    assert b"".join(pieces) == b"".join(lines)
+    assert [len(piece) for piece in pieces] == [4012, 201, 5001, 2]

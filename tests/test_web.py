@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from served import running, settings_of
+
+from serving.telemetry import REQUESTS
 
 ROW = {"features": [5.1, 3.5, 1.4, 0.2]}
 SECRET = "the password is swordfish"
@@ -54,7 +59,14 @@ def scraped(client: FlaskClient) -> str:
 
 
 def request_lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if record.name == "serving.request"]
+    return [record for record in caplog.records if record.name == REQUESTS]
+
+
+def written_lines(app: Flask, capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What the request log of ``app`` wrote since the last look."""
+    assert app.extensions["requests"].flush()
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["logger"] == REQUESTS]
 
 
 @pytest.mark.parametrize(("method", "path", "status", "route"), ANSWERED)
@@ -90,19 +102,29 @@ def test_the_raw_path_is_never_a_label(app: Flask, client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics"])
-def test_probes_are_not_logged(client: FlaskClient, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="serving.request"):
-        client.get(path)
-    assert request_lines(caplog) == []
+def test_probes_are_not_logged(app: Flask, client: FlaskClient, path: str, capfd: pytest.CaptureFixture[str]) -> None:
+    written_lines(app, capfd)
+    client.get(path)
+    assert written_lines(app, capfd) == []
 
 
-def test_a_request_is_one_line(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="serving.request"):
-        client.post("/models/prices/predict", json={}, headers={"X-Request-Id": "mine-2"})
-    (line,) = request_lines(caplog)
-    assert line.getMessage() == "POST /models/<model>/predict 400"
-    seen = {name: vars(line)[name] for name in ("request_id", "model", "version", "status")}
-    assert seen == {"request_id": "mine-2", "model": "prices", "version": "7", "status": 400}
+@pytest.mark.parametrize("kind", ["application/json", "application/vnd.own+json"], ids=["lane", "Flask"])
+def test_a_request_is_one_line(app: Flask, client: FlaskClient, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    written_lines(app, capfd)
+    client.post("/models/prices/predict", data=b"{}", content_type=kind, headers={"X-Request-Id": "mine-2"})
+    (line,) = written_lines(app, capfd)
+    assert 0 < line.pop("duration_s") < 10
+    assert line.pop("at").endswith("+00:00")
+    assert line == {
+        "level": "info",
+        "logger": REQUESTS,
+        "pid": os.getpid(),
+        "message": "POST /models/<model>/predict 400",
+        "request_id": "mine-2",
+        "model": "prices",
+        "version": "7",
+        "status": 400,
+    }
 
 
 def test_a_view_that_fails_is_a_bare_500(failing: FlaskClient) -> None:

@@ -1,13 +1,16 @@
 """Rows of JSON values → `Batch`, checked against the signature. Never a silent cast.
 
-Rows are read column by column, so that the checks are a few set operations however many rows there are; only when one
-fails are the values looked at singly, to name the row and the column.
+Where every column is a double, all values become one block at once. Other rows are read column by column, so that the
+checks are a few set operations however many rows there are; only when one fails are the values looked at singly, to
+name the row and the column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from math import isfinite
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,14 +20,56 @@ from serving.tensors import NUMPY_TYPES, Batch, Field, Signature
 from serving.transforms.values import READERS, as_array, kind_of
 
 NAMED_CHARACTERS = 80  # of a column that is none of the model's
+NUMBERS = {float, int}
+
+
+class Reader:
+    """Reads rows for one signature. What does not differ from request to request is worked out once, here."""
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self._names = signature.names
+        self._doubles = signature.layout == "columns" and _common_type(signature) == "double"
+        self._values: Callable[[dict[str, Any]], tuple[Any, ...]] = (
+            itemgetter(*self._names) if len(self._names) > 1 else lambda row: (row[self._names[0]],)
+        )
+
+    def __call__(self, features: Any) -> tuple[Batch, bool]:
+        """The batch in ``features`` and whether it was written as many rows.
+
+        ``features`` is one row or a list of rows; a row is a list in the signature's order or an object with its
+        names. Raises `InvalidInput`.
+        """
+        if not self._doubles or not features:
+            return _parse(self.signature, features)
+        many = type(features) is list and type(features[0]) in (list, dict)
+        block = self._block(features if many else [features])
+        return _parse(self.signature, features) if block is None else (Batch(self._names, block=block), many)
+
+    def _block(self, rows: list[Any]) -> np.ndarray | None:
+        """All values at once where every row has every column and every value is a finite number; else None."""
+        kinds = set(map(type, rows))
+        if kinds not in ({list}, {dict}) or set(map(len, rows)) != {len(self._names)}:
+            return None
+        try:
+            lists = list(map(self._values, rows)) if kinds == {dict} else rows
+            if not set(map(type, chain.from_iterable(lists))) <= NUMBERS:
+                return None
+            if len(lists) == 1:  # NumPy's own check takes longer than all the rest
+                return np.array(lists, dtype=np.float64) if all(map(isfinite, lists[0])) else None
+            shape = len(lists), len(self._names)
+            block = np.fromiter(chain.from_iterable(lists), np.float64, shape[0] * shape[1]).reshape(shape)
+        except (KeyError, OverflowError):
+            return None
+        return block if np.isfinite(block).all() else None
 
 
 def parse(signature: Signature, features: Any) -> tuple[Batch, bool]:
-    """The batch in ``features`` and whether it was written as many rows.
+    """What the signature's `Reader` reads in ``features``. Raises `InvalidInput`."""
+    return Reader(signature)(features)
 
-    ``features`` is one row or a list of rows; a row is a list in the signature's order or an object with its names.
-    Raises `InvalidInput`.
-    """
+
+def _parse(signature: Signature, features: Any) -> tuple[Batch, bool]:
     if isinstance(features, dict):
         return _read(signature, [features]), False
     if not isinstance(features, list):
@@ -91,9 +136,6 @@ def _read_columns(signature: Signature, rows: list[Any]) -> Batch:
     if kinds == {dict}:
         columns = _columns_of_objects(signature, rows)
     elif kinds == {list}:
-        block = _block(signature, rows)
-        if block is not None:
-            return Batch(signature.names, block=block)
         columns = _columns_of_lists(signature, rows)
     else:
         _refuse_mixed(rows)
@@ -104,19 +146,6 @@ def _read_columns(signature: Signature, rows: list[Any]) -> Batch:
     if _common_type(signature) == "double":
         return Batch(signature.names, block=np.stack(arrays, axis=1))
     return Batch(signature.names, arrays)
-
-
-def _block(signature: Signature, rows: list[list[Any]]) -> np.ndarray | None:
-    """All values at once where every column is a double and every value a finite number; else None."""
-    if _common_type(signature) != "double" or set(map(len, rows)) != {len(signature.inputs)}:
-        return None
-    if not set(map(type, chain.from_iterable(rows))) <= {float, int}:
-        return None
-    try:
-        block = np.array(rows, dtype=np.float64)
-    except OverflowError:
-        return None
-    return block if np.isfinite(block).all() else None
 
 
 def _columns_of_lists(signature: Signature, rows: list[list[Any]]) -> list[Sequence[Any] | None]:

@@ -1,0 +1,121 @@
+"""The lane: predictions past Flask, whose dispatch takes several times as long as a compiled model.
+
+WSGI in front of the application, for ``POST`` to the predict routes of models that are live, with plain JSON of a
+known length within the limit. Everything else goes on to Flask as it came. What is answered here is the same to the
+last byte: both have it from `Simple`. Request ids, headers, metrics, limits and the log line are those of
+`serving.web`; what is hooked into Flask's requests there must be done here too.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from werkzeug.http import HTTP_STATUS_CODES
+
+from serving.answers import JSON, dumps
+from serving.errors import ServingError
+from serving.metrics import HttpMetrics
+from serving.protocols.simple import BY_MODEL, BY_VERSION, DEFAULT_MODEL, Simple, error_content, error_headers, failure
+from serving.store import Live, Store
+from serving.telemetry import REQUEST_ID_HEADER, Request, RequestLog, request_id
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+# As callers write it; whatever else Flask makes of a type, it makes there.
+JSON_TYPES = {"", JSON, *(f"{JSON};{space}charset={name}" for space in ("", " ") for name in ("utf-8", "UTF-8"))}
+STATUSES = {code: f"{code} {phrase.upper()}" for code, phrase in HTTP_STATUS_CODES.items()}  # as Flask writes them
+
+CHEAP_S = 0.001
+CHEAP_BODY_BYTES = 8192
+
+
+class Lane:
+    """WSGI middleware around ``app``; outermost, because it reads a body whole or not at all."""
+
+    def __init__(
+        self, app: App, store: Store, simple: Simple, metrics: HttpMetrics, requests: RequestLog, *, max_body_bytes: int
+    ) -> None:
+        self.app = app
+        self._store = store
+        self._simple = simple
+        self._metrics = metrics
+        self._requests = requests
+        self._max_body_bytes = max_body_bytes
+        self._paths: dict[str, tuple[str, str | None]] = {DEFAULT_MODEL: (DEFAULT_MODEL, None)}
+        for name in store.names:
+            path = f"/models/{name}/predict".encode().decode("latin-1")  # as WSGI writes it
+            self._paths[path] = (BY_MODEL, name)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        found = self._found(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        length = self._length(environ)
+        if found is None or length is None:
+            return self.app(environ, start_response)
+        started, (route, live) = time.perf_counter(), found
+        data = environ["wsgi.input"].read(length)
+        if len(data) != length:  # the caller has gone
+            environ["wsgi.input"] = io.BytesIO(data)
+            return self.app(environ, start_response)
+        who = request_id(environ.get("HTTP_X_REQUEST_ID"))
+        status, body, more = self._answer(route, live, data, who)
+        bundle, duration_s = live.bundle, time.perf_counter() - started
+        headers = [
+            ("Content-Type", JSON),
+            ("Content-Length", str(len(body))),
+            *more,
+            (REQUEST_ID_HEADER, who),
+            ("X-Model-Version", bundle.version),
+        ]
+        start_response(STATUSES[status], headers)
+        self._metrics.count("POST", route, status, duration_s)
+        self._requests.write(Request(time.time(), "POST", route, status, who, bundle.name, bundle.version, duration_s))
+        return [body]
+
+    def cheap(self, method: str, path: str, body_bytes: int) -> bool:
+        """Whether a request with a body of ``body_bytes`` is answered here in about `CHEAP_S` at most."""
+        found = self._found(method, path)
+        return found is not None and body_bytes <= CHEAP_BODY_BYTES and _is_cheap(found[1])
+
+    def _found(self, method: str, path: str) -> tuple[str, Live] | None:
+        """The route's pattern and the version that answers; None where Flask has to say what is wrong."""
+        if method != "POST" or not path.endswith("/predict"):
+            return None
+        known = self._paths.get(path)
+        try:
+            if known is not None:
+                return known[0], self._store.live(known[1])
+            start, _, version = path.removesuffix("/predict").rpartition("/versions/")
+            _, name = self._paths.get(f"{start}/predict", (None, None))
+            return None if name is None else (BY_VERSION, self._store.live(name, version))
+        except ServingError:
+            return None
+
+    def _length(self, environ: dict[str, Any]) -> int | None:
+        """The body's length in bytes; None for a body that Flask has to read or refuse."""
+        if environ.get("CONTENT_TYPE", "") not in JSON_TYPES or environ.get("HTTP_CONTENT_ENCODING"):
+            return None
+        length = environ.get("CONTENT_LENGTH") or ""
+        if "HTTP_TRANSFER_ENCODING" in environ or not (length.isascii() and length.isdecimal()):
+            return None
+        return int(length) if int(length) <= self._max_body_bytes else None
+
+    def _answer(self, route: str, live: Live, data: bytes, who: str) -> tuple[int, bytes, list[tuple[str, str]]]:
+        """Status, body, and the headers that an error adds."""
+        try:
+            return 200, self._simple.answer(live, data, who), []
+        except ServingError as err:
+            error = err
+        except Exception as err:
+            error = failure(err, "POST", route, who)
+        return error.status, dumps(error_content(error, who)), error_headers(error)
+
+
+def _is_cheap(live: Live) -> bool:
+    """By what prepare measured, else by the runtime and the time that one row took here."""
+    cost_s = getattr(live.bundle, "cost_s", None)
+    if cost_s is not None:
+        return bool(cost_s < CHEAP_S)
+    return live.bundle.runtime == "compiled" or (live.bundle.runtime == "onnx" and live.warm_s < CHEAP_S)
