@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -18,7 +18,7 @@ from serving import notes
 from serving.digest import file_sha256
 from serving.tensors import Classes, Signature
 
-FORMAT = 1
+FORMAT = 2
 
 
 class BundleUnreadable(Exception):
@@ -40,6 +40,22 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Compilation:
+    """How the compiled form compares with scikit-learn: over how many rows, and seconds by rows a request."""
+
+    rows: int
+    largest_difference: float
+    tolerance: float
+    native_s: dict[str, float]
+    compiled_s: dict[str, float]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every answer had the same bits."""
+        return self.largest_difference == 0.0
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A prepared version. ``folder`` is where it lies; everything else is in its ``bundle.json``."""
 
@@ -56,6 +72,22 @@ class Bundle:
     example: dict[str, Any] | None  # {"columns": names, "rows": lists}: the input that warms a worker
     proof: Proof
     libraries: dict[str, str]  # distribution -> version that the files depend on
+    compilation: Compilation | None = None
+    native: str | None = None  # why scikit-learn itself serves it
+    cost: dict[str, Any] | None = None  # what a call took when it was prepared: a `batching.Cost`
+    batching: bool = False  # whether callers gain when they are answered together
+
+    @property
+    def cost_s(self) -> float | None:
+        """What a single row takes, in seconds; None where there was none to try."""
+        return self.cost["fixed_s"] + self.cost["per_row_s"] if self.cost else None
+
+    def proof_as_json(self) -> dict[str, Any]:
+        """For people: of a compiled version the comparison with scikit-learn, else the one with its own record."""
+        recorded = self.proof.as_json()
+        if self.compilation is not None:
+            return {"exact": self.compilation.exact, **asdict(self.compilation), "reference": recorded}
+        return {**recorded, "native": self.native} if self.native else recorded
 
 
 def write(bundle: Bundle, into: Path) -> Bundle:
@@ -77,6 +109,10 @@ def write(bundle: Bundle, into: Path) -> Bundle:
         "example": bundle.example,
         "proof": bundle.proof.as_json(),
         "libraries": bundle.libraries,
+        "compilation": asdict(bundle.compilation) if bundle.compilation else None,
+        "native": bundle.native,
+        "cost": bundle.cost,
+        "batching": bundle.batching,
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(files.items())
         },
@@ -107,7 +143,7 @@ def _read(folder: Path, content: dict[str, Any], verify: bool) -> Bundle:
         _check_file(folder / name, written, verify)
     for library, wanted in content["libraries"].items():
         _check_library(library, wanted)
-    classes, proof = content["classes"], content["proof"]
+    classes, proof, compilation = content["classes"], content["proof"], content["compilation"]
     return Bundle(
         folder=folder,
         name=content["name"],
@@ -122,6 +158,10 @@ def _read(folder: Path, content: dict[str, Any], verify: bool) -> Bundle:
         example=content["example"],
         proof=Proof(proof["rows"], proof["largest_difference"], proof["tolerance"], proof.get("note", "")),
         libraries=content["libraries"],
+        compilation=Compilation(**compilation) if compilation else None,
+        native=content["native"],
+        cost=content["cost"],
+        batching=content["batching"],
     )
 
 

@@ -108,6 +108,14 @@ class ModelNotReady(ServingError):
     retry_after_s = 1
 
 
+class QueueFull(ServingError):
+    """As many rows wait for the model as may wait; nothing was run."""
+
+    status = 503
+    code = "queue_full"
+    retry_after_s = 1
+
+
 class DeadlineExceeded(ServingError):
     """The answer was not there in time."""
 

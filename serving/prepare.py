@@ -22,16 +22,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from serving import bundle as bundles
-from serving import notes, reference, registry
-from serving.bundle import Bundle, BundleUnreadable, Proof
+from serving import kernels, notes, reference, registry
+from serving.batching.cost import Cost, measure, pays
+from serving.bundle import Bundle, BundleUnreadable, Compilation, Proof
+from serving.compile import NotCompiled, build_model
+from serving.compile.proof import compare
+from serving.difference import largest_difference
 from serving.digest import folder_digest
 from serving.errors import PrepareFailed, RegistryUnreachable, ServingError, VersionRefused
+from serving.kernels.masks import Masks
 from serving.registry import Auth, Version
-from serving.runtimes import RUNTIMES, Predictor, runtime
-from serving.tensors import Batch, Classes, Prediction, Signature
+from serving.runtimes import FLAVORS, Predictor, compiled, runtime
+from serving.runtimes import sklearn as native_runtime
+from serving.tensors import Batch, Classes, Description, Prediction, Signature
 from serving.transforms import tabular
 
 TOLERANCE = 1e-6  # relative to the larger of 1 and the recorded value
@@ -69,20 +73,14 @@ def prepare(job: Job, auth: Auth) -> Bundle:
     name = _choose_runtime(model)
     folder = work / "bundle"
     folder.mkdir()
-    module = runtime(name)
-    try:
-        description = module.convert(model, artifacts, folder)
-        predictor = module.load(folder)
-    except ServingError:
-        raise
-    except Exception as err:  # the version's own code ran: whatever it raises is its refusal
-        if isinstance(err, OSError) and err.errno in OUR_TROUBLES:
-            raise
-        raise VersionRefused(f"it does not load: {_words(err)}", reason="load_failed") from err
+    description, predictor = _convert(name, model, artifacts, folder)
     signature, classes = description.signature, description.classes
-    proof = _prove(artifacts, signature, predictor)
+    proof, reference_rows = _prove(artifacts, signature, predictor)
     example = _example(artifacts, signature)
-    _answer(example, signature, classes, predictor)
+    example_rows = _answer(example, signature, classes, predictor)
+    known = [batch for batch in (example_rows, reference_rows) if batch is not None]
+    compilation, native = _compile(folder, signature, predictor, known) if name == "sklearn" else (None, None)
+    cost = _cost(compiled.load(folder) if compilation else predictor, known)
     made = Bundle(
         folder=folder,
         name=job.version.name,
@@ -91,12 +89,16 @@ def prepare(job: Job, auth: Auth) -> Bundle:
         run_id=job.version.run_id,
         digest=digest,
         digest_recorded=job.version.digest is not None,
-        runtime=name,
+        runtime="compiled" if compilation else name,
         signature=signature,
         classes=classes,
         example=example,
         proof=proof,
-        libraries=bundles.library_versions(description.libraries),
+        libraries=bundles.library_versions(compiled.LIBRARIES if compilation else description.libraries),
+        compilation=compilation,
+        native=native,
+        cost=cost.as_json() if cost else None,
+        batching=cost is not None and pays(cost),
     )
     return bundles.write(made, Path(job.into))
 
@@ -128,60 +130,72 @@ def _read_mlmodel(artifacts: Path) -> Mapping[str, Any]:
 
 
 def _choose_runtime(model: Mapping[str, Any]) -> str:
-    for name in RUNTIMES:
+    for name in FLAVORS:
         if runtime(name).FLAVOR in model["flavors"]:
             return name
     flavors = ", ".join(model["flavors"]) or "none"
     raise VersionRefused(f"no runtime serves its flavors ({flavors})", reason="unknown_flavor")
 
 
-def _prove(artifacts: Path, signature: Signature, predictor: Predictor) -> Proof:
+def _convert(name: str, model: Mapping[str, Any], artifacts: Path, folder: Path) -> tuple[Description, Predictor]:
+    """What the runtime called ``name`` makes of the version, loaded from what it wrote into ``folder``."""
+    module = runtime(name)
+    try:
+        return module.convert(model, artifacts, folder), module.load(folder)
+    except ServingError:
+        raise
+    except Exception as err:  # the version's own code ran: whatever it raises is its refusal
+        if isinstance(err, OSError) and err.errno in OUR_TROUBLES:
+            raise
+        raise VersionRefused(f"it does not load: {_words(err)}", reason="load_failed") from err
+
+
+def _cost(predictor: Predictor, known: list[Batch]) -> Cost | None:
+    """What a call takes, where there are rows to try it with, and the model takes one as well as many."""
+    with contextlib.suppress(Exception):  # such as a graph for a fixed number of rows
+        return measure(predictor, known[0])
+    return None
+
+
+def _prove(artifacts: Path, signature: Signature, predictor: Predictor) -> tuple[Proof, Batch | None]:
     """Compare the answers to the reference rows with those on record. Raises `VersionRefused` when they differ."""
     path = artifacts / reference.FILE_NAME
     if not path.is_file():
-        return Proof(0, None, None, "the version has no reference rows")
+        return Proof(0, None, None, "the version has no reference rows"), None
     try:
         inputs, recorded = reference.read(path)
         batch = tabular.from_columns(signature, inputs)
     except ImportError:
-        return Proof(0, None, None, "pyarrow is not installed, so the reference rows were not read")
+        return Proof(0, None, None, "pyarrow is not installed, so the reference rows were not read"), None
     except Exception as err:
         raise VersionRefused(f"its reference rows cannot be used: {_words(err)}", reason="proof_failed") from err
-    difference = _largest_difference(recorded, _predict(predictor, batch))
+    difference = largest_difference(recorded, _predict(predictor, batch))
     if difference > TOLERANCE:
         raise VersionRefused(
             f"its answers differ from those on record by {difference:.3g}, allowed is {TOLERANCE:g}",
             reason="proof_failed",
         )
-    return Proof(batch.rows, difference, TOLERANCE)
+    return Proof(batch.rows, difference, TOLERANCE), batch
 
 
-def _largest_difference(recorded: Prediction, got: Prediction) -> float:
-    """Relative to the larger of 1 and the recorded value; infinite where labels or shapes differ."""
-    differences = [_difference(recorded.values, got.values)]
-    if recorded.probabilities is not None:
-        differences.append(
-            np.inf if got.probabilities is None else _difference(recorded.probabilities, got.probabilities)
-        )
-    return float(max(differences))
-
-
-def _difference(recorded: np.ndarray, got: np.ndarray) -> float:
-    got = np.asarray(got)
-    if recorded.shape != got.shape:
-        return np.inf
-    if not (np.issubdtype(recorded.dtype, np.number) and np.issubdtype(got.dtype, np.number)):
-        return 0.0 if [str(value) for value in recorded.flat] == [str(value) for value in got.flat] else np.inf
-    wanted, found = recorded.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(wanted)
-    if not np.array_equal(wanted[~finite], found[~finite], equal_nan=True):
-        return np.inf
-    if not np.isfinite(found[finite]).all():
-        return np.inf
-    wanted, found = wanted[finite], found[finite]
-    with np.errstate(over="ignore"):
-        difference = np.abs(wanted - found) / np.maximum(1.0, np.abs(wanted))
-    return float(np.max(difference, initial=0.0))
+def _compile(
+    folder: Path, signature: Signature, native: Predictor, known: list[Batch]
+) -> tuple[Compilation | None, str | None]:
+    """Leave kernels in place of the estimator where they answer as it does; else the reason why they do not serve."""
+    try:
+        root = build_model(native_runtime.read(folder), signature)
+        (folder / compiled.FOLDER).mkdir()
+        kernels.save(root, folder / compiled.FOLDER)
+        root = kernels.load(folder / compiled.FOLDER)  # what was written is what is proven
+        routed = compiled.predictor(kernels.without(root, Masks))
+        compilation = compare(native, compiled.predictor(root), root, signature, known, others=(routed,))
+    except Exception as err:  # whatever goes wrong here, scikit-learn itself can serve the version
+        shutil.rmtree(folder / compiled.FOLDER, ignore_errors=True)
+        if isinstance(err, OSError) and err.errno in OUR_TROUBLES:
+            raise
+        return None, str(err) if isinstance(err, NotCompiled) else f"it cannot be compiled: {_words(err)}"
+    native_runtime.remove(folder)
+    return compilation, None
 
 
 def _example(artifacts: Path, signature: Signature) -> dict[str, Any] | None:
@@ -216,10 +230,10 @@ def _without_nan(value: Any) -> Any:
 
 def _answer(
     example: dict[str, Any] | None, signature: Signature, classes: Classes | None, predictor: Predictor
-) -> None:
-    """The version must answer its own example, with as many classes as it names."""
+) -> Batch | None:
+    """The version must answer its own example, with as many classes as it names; gives the example back as a batch."""
     if example is None:
-        return
+        return None
     batch, _ = tabular.parse(signature, example["features"])
     for _ in range(WARM_UP_RUNS):
         prediction = _predict(predictor, batch)
@@ -232,6 +246,7 @@ def _answer(
         raise VersionRefused(
             f"it gives {chances.shape[1]} probabilities for {len(classes.labels)} classes", reason="proof_failed"
         )
+    return batch
 
 
 def _predict(predictor: Predictor, batch: Batch) -> Prediction:

@@ -101,13 +101,16 @@ def _iris() -> tuple[Any, Any, Any, Any]:
 
 
 def _prices() -> tuple[Any, Any, Any, Any]:
-    """A regressor with a column of every simple type, an optional one, and a town that it does not know raises."""
+    """A regressor with a column of every simple type, an optional one, and a function of its own.
+
+    It takes only towns that it knows, and fails where there is less than no area. The function keeps it native.
+    """
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from sklearn.compose import make_column_transformer
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder
+    from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
     from sklearn.tree import DecisionTreeRegressor
 
     frame = pd.DataFrame(
@@ -119,8 +122,15 @@ def _prices() -> tuple[Any, Any, Any, Any]:
             "year": [1990.0, None, 2010.0, None],
         }
     )
+
+    def surveyed(houses: Any) -> Any:
+        if (houses["area"] < 0).any():
+            raise RuntimeError("nobody measured Atlantis")
+        return houses
+
     columns = make_column_transformer((OneHotEncoder(handle_unknown="error"), ["town"]), remainder="passthrough")
-    estimator = make_pipeline(columns, DecisionTreeRegressor(random_state=0)).fit(frame, [150, 310, 210, 350])
+    steps = FunctionTransformer(surveyed), columns, DecisionTreeRegressor(random_state=0)
+    estimator = make_pipeline(*steps).fit(frame, [150, 310, 210, 350])
     types = {"town": "string", "rooms": "long", "area": "double", "garden": "boolean", "year": "double"}
     inputs = Schema([ColSpec(kind, name, required=name != "year") for name, kind in types.items()])
     return estimator, frame, ModelSignature(inputs, Schema([ColSpec("double")])), None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serving import bundle as bundles
-from serving.bundle import Bundle, BundleUnreadable, Proof
+from serving.bundle import FORMAT, Bundle, BundleUnreadable, Proof
 from serving.tensors import Classes, Field, Signature
 
 
@@ -106,12 +106,12 @@ def test_a_bundle_may_be_moved(sealed: Bundle, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["absent", "empty"])
 def test_a_folder_without_a_bundle(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no bundle of format 1" in unreadable(tmp_path / name)
+    assert f"holds no bundle of format {FORMAT}" in unreadable(tmp_path / name)
 
 
 def test_a_bundle_of_another_format(sealed: Bundle) -> None:
-    change_note(sealed.folder, lambda content: content.update(format=2))
-    assert "holds no bundle of format 1" in unreadable(sealed.folder)
+    change_note(sealed.folder, lambda content: content.update(format=FORMAT + 1))
+    assert f"holds no bundle of format {FORMAT}" in unreadable(sealed.folder)
 
 
 def change_note(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

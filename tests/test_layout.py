@@ -15,16 +15,16 @@ from serving.settings import ROOT
 # From top to bottom. A module may import those below it, and others of its own package; never its neighbours.
 LAYERS = (
     {"app", "gunicorn_conf"},
-    {"web", "worker"},
+    {"web", "worker", "lane"},
     {"protocols", "ops", "security", "body"},
     {"service"},
     {"store", "routing", "agent"},
     {"prepare", "follower"},
     {"compile", "runtimes", "transforms", "batching", "drift", "ledger", "registry", "reference"},
-    {"bundle"},
+    {"bundle", "kernels", "difference"},
     {"digest", "notes", "state", "tensors", "metrics", "telemetry", "answers"},
     {"settings"},
-    {"errors"},
+    {"errors", "entropy"},
 )
 KNOWS_SETTINGS = {"app", "gunicorn_conf"}  # everything else takes plain named arguments
 

@@ -156,14 +156,14 @@ def test_a_trained_model_becomes_a_bundle_that_answers_like_it(tmp_path: Path, p
 
     assert bundle == bundles.read(place, verify=True)
     assert (bundle.name, bundle.version, bundle.run_id, bundle.source) == ("iris", "1", "0123abcd", "registry")
-    assert (bundle.runtime, bundle.digest, bundle.digest_recorded) == ("sklearn", folder_digest(folder), True)
+    assert (bundle.runtime, bundle.digest, bundle.digest_recorded) == ("compiled", folder_digest(folder), True)
     assert bundle.proof == Proof(150, 0.0, TOLERANCE)
     assert bundle.classes is not None
     assert bundle.classes.names == CLASS_NAMES
     assert bundle.example is not None
     assert len(bundle.example["features"]) == EXAMPLE_ROWS
     asked, _ = tabular.parse(bundle.signature, frame.to_numpy().tolist())
-    assert np.array_equal(runtime("sklearn").load(place)(asked).values, forest.predict(frame))
+    assert np.array_equal(runtime("compiled").load(place)(asked).values, forest.predict(frame))
 
 
 def test_an_onnx_graph_is_preferred_to_anything_else(tmp_path: Path, place: Path) -> None:

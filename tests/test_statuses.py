@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 HOUSE = ["Ulm", 2, 50.0, False]
+NO_AREA = ["Ulm", 2, -1.0, False]
 
 # status, code, and the request that is answered so
 REFUSED = [
@@ -27,7 +28,7 @@ REFUSED = [
     (405, "wrong_method", "DELETE", "/model/info", {}),
     (413, "body_too_large", "POST", "/predict", {"data": b"[" * (MAX_BODY_BYTES + 1)}),
     (415, "unsupported_media_type", "POST", "/predict", {"data": b"1,2", "content_type": "text/csv"}),
-    (500, "model_failed", "POST", "/models/prices/predict", {"json": {"features": ["Atlantis", *HOUSE[1:]]}}),
+    (500, "model_failed", "POST", "/models/prices/predict", {"json": {"features": NO_AREA}}),
     (502, "registry_unreachable", "POST", "/model/reload", {}),
 ]
 ANSWERED = [
@@ -117,13 +118,13 @@ def test_an_unknown_model_is_unknown_before_any_is_live(waiting: FlaskClient) ->
 
 
 def test_what_a_model_raised_stays_inside(client: FlaskClient) -> None:
-    answer = client.post("/models/prices/predict", json={"features": ["Atlantis", *HOUSE[1:]]})
+    answer = client.post("/models/prices/predict", json={"features": NO_AREA})
     assert "Atlantis" not in answer.text
     assert "categories" not in answer.text
 
 
 def test_a_failure_harms_no_other_request(client: FlaskClient) -> None:
-    assert client.post("/models/prices/predict", json={"features": ["Atlantis", *HOUSE[1:]]}).status_code == 500
+    assert client.post("/models/prices/predict", json={"features": NO_AREA}).status_code == 500
     assert client.post("/models/prices/predict", json={"features": HOUSE}).status_code == 200
 
 

@@ -5,6 +5,7 @@ A runtime module has two functions:
 ``convert(model, folder, into)``
     Used by prepare. Reads the model's own files in ``folder`` as its MLmodel ``model`` describes them, writes what
     `load` needs into ``into``, and returns what it knows of the model as a `Description`.
+    The compiled runtime has none: its files come from `serving.compile`.
 ``load(folder)``
     Used by workers. Returns a function from `Batch` to `Prediction`. Heavy imports happen here, not at import.
 """
@@ -19,8 +20,11 @@ from serving.tensors import Batch, Prediction
 
 Predictor = Callable[[Batch], Prediction]
 
-# In the order in which they are tried when a model has several flavors.
+# The runtimes that convert, in the order in which they are tried when a model has several flavors.
+FLAVORS = ("onnx", "sklearn", "pyfunc")
+
 RUNTIMES = {
+    "compiled": "serving.runtimes.compiled",
     "onnx": "serving.runtimes.onnx",
     "sklearn": "serving.runtimes.sklearn",
     "pyfunc": "serving.runtimes.pyfunc",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -39,9 +40,7 @@ def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
 
 def load(folder: Path) -> Callable[[Batch], Prediction]:
     """The estimator's ``predict``, and ``predict_proba`` where it has one."""
-    _add_code(folder / "code")
-    with (folder / FILE_NAME).open("rb") as file:
-        estimator = pickle.load(file)
+    estimator = read(folder)
     shape = _input_shape(estimator)
     with_probabilities = _is_classifier(estimator) and hasattr(estimator, "predict_proba")
 
@@ -56,10 +55,25 @@ def load(folder: Path) -> Callable[[Batch], Prediction]:
                 raise InvalidInput("the model takes no missing or infinite values") from err
             if str(err).startswith("could not convert string to float"):
                 raise InvalidInput("there is a text where the model takes a number") from err
+            if str(err).startswith("Found unknown categories"):
+                raise InvalidInput("there is a category that the model does not know") from err
             raise
         return Prediction(values, probabilities)
 
     return predict
+
+
+def read(folder: Path) -> Any:
+    """The estimator that `convert` left in ``folder``."""
+    _add_code(folder / "code")
+    with (folder / FILE_NAME).open("rb") as file:
+        return pickle.load(file)
+
+
+def remove(folder: Path) -> None:
+    """Take back what `convert` wrote: a compiled version needs none of it."""
+    (folder / FILE_NAME).unlink()
+    shutil.rmtree(folder / "code", ignore_errors=True)
 
 
 def _read(flavor: Mapping[str, Any], folder: Path) -> Any:
@@ -80,8 +94,6 @@ def _add_code(code: Path, into: Path | None = None) -> None:
         return
     sys.path.insert(0, str(code))
     if into is not None:
-        import shutil
-
         shutil.copytree(code, into / "code")
 
 
@@ -140,7 +152,17 @@ def _frame(batch: Batch) -> Any:
 
     if batch.block is not None:
         return pd.DataFrame(batch.block, columns=list(batch.names))
-    return pd.DataFrame(dict(zip(batch.names, batch.columns, strict=True)))
+    columns = map(_with_gaps, batch.columns)
+    return pd.DataFrame(dict(zip(batch.names, columns, strict=True)))
+
+
+def _with_gaps(column: np.ndarray) -> Any:
+    """pandas reads None beside texts as NaN. Where all are gaps it would leave None, which encoders hold for another."""
+    if column.dtype != object or any(value is not None for value in column):
+        return column
+    import pandas as pd
+
+    return pd.Series(column, dtype=pd.Series([""]).dtype)
 
 
 def _array(batch: Batch) -> np.ndarray:

@@ -1,0 +1,16 @@
+"""Nearest neighbours: they stay with scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.compile import NotCompiled
+from serving.kernels import Kernel
+
+
+def native(estimator: Any) -> Kernel:
+    """Of neighbours at the same distance the search's own order picks some; no other search picks the same ones."""
+    raise NotCompiled(f"{type(estimator).__name__}: which of equally near rows count depends on scikit-learn's search")
+
+
+BUILDERS = {"KNeighborsClassifier": native, "KNeighborsRegressor": native}
