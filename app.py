@@ -56,7 +56,7 @@ def build_service(settings: Settings, metrics: Metrics) -> Service:
     from serving.agent import Config, Keeper
     from serving.registry import Ref
     from serving.service import Service
-    from serving.store import Store
+    from serving.store import Batching, Store
 
     refs = [Ref.parse(text) for text in settings.models]
     config = Config(
@@ -77,7 +77,10 @@ def build_service(settings: Settings, metrics: Metrics) -> Service:
         "MLFLOW_TRACKING_TOKEN": settings.mlflow_tracking_token,
     }
     keeper = Keeper(config, {name: value for name, value in login.items() if value})
-    store = Store([ref.name for ref in refs], settings.state_dir, metrics)
+    batching = Batching(settings.max_batch_rows, settings.max_queue_rows, settings.predict_timeout_s)
+    store = Store(
+        [ref.name for ref in refs], settings.state_dir, metrics, batching if settings.max_batch_rows else None
+    )
     return Service(store, keeper, metrics, settings.state_dir, reload_timeout_s=settings.reload_timeout_s)
 
 

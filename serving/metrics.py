@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 # Edges around what compiled (below 1 ms), native (5 to 10 ms) and deep (100 ms) models take.
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
 
 class Series(dict[Any, Any]):
@@ -66,6 +67,12 @@ class Metrics:
         self.invalid = counter(
             "ml_invalid_requests_total", "Requests refused because their input did not fit.", ("model",)
         )
+        rows = partial(Histogram, buckets=ROWS, registry=registry)
+        self.batch_rows = rows("ml_batch_rows", "Rows answered together by one call of the model.", ("model",))
+        self.dropped_rows = counter(
+            "ml_dropped_rows_total", "Rows not run because their caller had gone or had no time left.", ("model",)
+        )
+        self.waiting_rows = gauge("ml_waiting_rows", "Rows that waited when the last batch was taken.", ("model",))
         self.model_info = gauge(
             "ml_model_info", "1 for the version that a worker serves.", ("model", "version", "source")
         )

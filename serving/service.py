@@ -190,6 +190,8 @@ class Service:
             "digest_recorded": bundle.digest_recorded,
             "runtime": bundle.runtime,
             "proof": bundle.proof_as_json(),
+            "batching": live.batcher is not None,
+            "cost": bundle.cost,
             "signature": bundle.signature.as_json(),
             "classes": list(bundle.classes.names) if bundle.classes else None,
             "example": bundle.example["features"] if bundle.example else None,

@@ -61,6 +61,11 @@ class Settings:
         0, "Worker processes. 0: as many as the CPU limit (cgroup) allows.", least=0, most=256
     )
     threads: int = setting(4, "Threads of each worker.", least=1, most=256)
+    max_batch_rows: int = setting(
+        256, "Rows that are answered together at most, for a model that gains from it. 0: never together.", least=0
+    )
+    max_queue_rows: int = setting(2048, "Rows that may wait for such a model; beyond them 503.", least=1)
+    predict_timeout_s: float = setting(30.0, "How long a request may wait for such a model; after that 504.", least=0.1)
     drain_s: float = setting(2.0, "After SIGTERM: how long to go on answering while readiness says no.", least=0)
     max_body_bytes: int = setting(64 * 1024 * 1024, "Largest request body.", least=1)
     log_level: str = setting("info", "One of debug, info, warning, error.")

@@ -15,11 +15,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving import bundle as bundles
 from serving import notes
+from serving.batching import Batcher
+from serving.batching.cost import Cost
 from serving.bundle import Bundle, BundleUnreadable
 from serving.errors import ModelNotReady, UnknownModel
 from serving.metrics import Metrics
@@ -45,6 +48,16 @@ class Live:
     loaded_at: str
     reader: tabular.Reader
     warm_s: float = math.inf  # for one row, once warm; infinite where there is no example to tell
+    batcher: Batcher | None = None  # behind ``predictor``, where callers are answered together
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How models are batched that gain from it."""
+
+    max_batch_rows: int
+    max_queue_rows: int
+    deadline_s: float
 
 
 @dataclass(frozen=True)
@@ -64,10 +77,14 @@ class Acknowledged:
 class Store:
     """The live version of each model in this process. The first of ``names`` answers where none is named."""
 
-    def __init__(self, names: Sequence[str], state_dir: Path, metrics: Metrics) -> None:
+    def __init__(
+        self, names: Sequence[str], state_dir: Path, metrics: Metrics, batching: Batching | None = None
+    ) -> None:
+        """Without ``batching`` every request is answered by itself."""
         self._names = tuple(names)
         self._states = {name: ModelState(state_dir, name) for name in names}
         self._metrics = metrics
+        self._batching = batching
         self._live: dict[str, Live] = {}
         self._seen: dict[str, tuple[int, int] | None] = {}
         self._errors: dict[str, dict[str, Any]] = {}
@@ -94,6 +111,9 @@ class Store:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        for live in self._live.values():
+            if live.batcher is not None:
+                live.batcher.close()
         self._workers.note(self._id).unlink(missing_ok=True)
         self._lock.path.unlink(missing_ok=True)
         self._lock.release()
@@ -168,6 +188,8 @@ class Store:
             return
         previous = self._live.get(name)
         self._live[name] = live
+        if previous is not None and previous.batcher is not None:
+            previous.batcher.retire()
         self._errors.pop(name, None)
         duration_s = time.perf_counter() - started
         self._count(name, live, previous, duration_s)
@@ -183,7 +205,24 @@ class Store:
         warm_s = _warm(predictor, reader, bundle.example["features"]) if bundle.example is not None else math.inf
         loaded_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         alias, source, generation = desired["alias"], desired["source"], desired["generation"]
-        return Live(bundle, predictor, alias, source, generation, loaded_at, reader, warm_s)
+        batcher = self._batcher(bundle, predictor)
+        if batcher is not None:
+            predictor = partial(batcher, deadline_s=self._batching.deadline_s if self._batching else None)
+        return Live(bundle, predictor, alias, source, generation, loaded_at, reader, warm_s, batcher)
+
+    def _batcher(self, bundle: Bundle, predictor: Predictor) -> Batcher | None:
+        """For a version whose callers gain when they are answered together, by what prepare measured."""
+        if self._batching is None or not bundle.batching or bundle.cost is None:
+            return None
+        return Batcher(
+            predictor,
+            max_batch_rows=self._batching.max_batch_rows,
+            max_queue_rows=self._batching.max_queue_rows,
+            cost=Cost.from_json(bundle.cost),
+            on_batch=self._metrics.batch_rows.labels(bundle.name).observe,
+            on_dropped=self._metrics.dropped_rows.labels(bundle.name).inc,
+            on_waiting=self._metrics.waiting_rows.labels(bundle.name).set,
+        )
 
     def _count(self, name: str, live: Live, previous: Live | None, duration_s: float) -> None:
         self._metrics.load_s.labels(name).observe(duration_s)

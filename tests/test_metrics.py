@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, gen
 from serving.metrics import SECONDS, HttpMetrics, Metrics, Named, Series
 
 NAME = re.compile(r"ml_[a-z]+(_[a-z]+)*")
-UNITS = ("_total", "_seconds", "_info")
+UNITS = ("_total", "_seconds", "_rows", "_info")
 
 
 @pytest.fixture

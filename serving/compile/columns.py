@@ -139,9 +139,9 @@ def one_hot(estimator: Any) -> Kernel:
     """OneHotEncoder: the category's own output, that of all infrequent ones, or none."""
     drops = estimator._drop_idx_after_grouping
     values, otherwise, start = [], [], 0
-    for column, (codes, infrequent) in enumerate(_grouped(estimator, {})):
+    for column, (own, infrequent) in enumerate(_grouped(estimator, {})):
         gone = drops[column] if drops is not None else None
-        values.append(tuple(_place(code, gone, start) for code in codes))
+        values.append(tuple(_place(code, gone, start) for code in own))
         to_infrequent = infrequent is not None and estimator.handle_unknown in ("infrequent_if_exist", "warn")
         unknown = _place(infrequent, gone, start) if to_infrequent and infrequent is not None else -1
         otherwise.append(None if estimator.handle_unknown == "error" else unknown)
