@@ -74,7 +74,8 @@ def column_transformer(estimator: Any) -> Kernel:
         if not positions or transformer == "drop" or where.stop == where.start:
             continue
         step = Same() if transformer == "passthrough" else build(transformer)
-        parts.append((where.start, where.stop - where.start, Chain((Take(positions), step))))
+        steps = step.steps if isinstance(step, Chain) else (step,)
+        parts.append((where.start, where.stop - where.start, Chain((Take(positions), *steps))))
     if not parts:
         raise NotCompiled("its column transformer gives no columns")
     parts.sort(key=lambda part: part[0])

@@ -9,7 +9,7 @@ from serving.kernels import Kernel
 
 
 def native(estimator: Any) -> Kernel:
-    """Of neighbours at the same distance the search's own order picks some; no other search picks the same ones."""
+    """Of equally near ones its search keeps some by the order of its visits, which no kernel follows yet."""
     raise NotCompiled(f"{type(estimator).__name__}: which of equally near rows count depends on scikit-learn's search")
 
 

@@ -50,7 +50,7 @@ def _collect(kernel: Kernel, origin: Origin, found: list[Critical]) -> None:
             origin = _behind(step, origin)
     elif isinstance(kernel, Trees):
         for feature in np.unique(kernel.features):
-            _note(origin(int(feature)), np.unique(kernel.thresholds[kernel.features == feature]), found)
+            _note(origin(int(feature)), beside(np.unique(kernel.thresholds[kernel.features == feature])), found)
     elif isinstance(kernel, Arithmetic):
         inside = _behind(kernel, origin)
         for column in range(len(kernel.operands[0]) if kernel.operands else 0):
@@ -116,11 +116,13 @@ class Maker:
         self._signature = signature
         self._fields = fields_of(signature)
         self._random = np.random.default_rng(seed)
-        self._critical = [beside(np.concatenate(c.numbers)) if c.numbers else np.empty(0) for c in critical]
+        self._critical = [np.concatenate(c.numbers) if c.numbers else np.empty(0) for c in critical]
         self._categories = [_distinct(c.categories) for c in critical]
-        self._known = [np.concatenate([_columns(batch)[k] for batch in known]) for k in range(len(self._fields))] if (
-            known
-        ) else [np.empty(0)] * len(self._fields)
+        self._known = (
+            [np.concatenate([_columns(batch)[k] for batch in known]) for k in range(len(self._fields))]
+            if known
+            else [np.empty(0)] * len(self._fields)
+        )
 
     @property
     def width(self) -> int:

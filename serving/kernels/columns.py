@@ -1,4 +1,4 @@
-"""Transforms: scalers, imputers, encoders and the choice of columns, with scikit-learn's own operations and their order.
+"""Transforms: scalers, imputers, encoders and the choice of columns, with scikit-learn's operations and their order.
 
 ``origin(output)`` tells which input column an output column comes from and how its values go back there, so that the
 proof can put rows on the far side of a threshold.
@@ -163,7 +163,7 @@ def is_missing(column: np.ndarray) -> np.ndarray:
 
 @kernel
 class FillNumbers:
-    """NaN becomes the column's ``fill``; columns that are not in ``kept`` go; ``marked`` columns add one that says so."""
+    """NaN becomes the column's ``fill``; of the columns only ``kept`` stay; ``marked`` ones add one that says where."""
 
     fill: np.ndarray
     kept: tuple[int, ...]
@@ -180,7 +180,9 @@ class FillNumbers:
         return np.hstack([filled, missing[:, list(self.marked)]]) if self.marked else filled
 
     def origin(self, output: int) -> tuple[int, Any] | None:
-        return (self.kept[output], _same) if output < len(self.kept) else (self.marked[output - len(self.kept)], _nowhere)
+        return (
+            (self.kept[output], _same) if output < len(self.kept) else (self.marked[output - len(self.kept)], _nowhere)
+        )
 
 
 @kernel
@@ -267,8 +269,12 @@ class OneHot:
     def __call__(self, table: Table) -> np.ndarray:
         places = self.codes(table)
         hot = np.zeros((len(places), self.width), self.dtype)
-        rows, every = np.nonzero(places >= 0)
-        hot[rows, places[rows, every]] = 1
+        known = places >= 0
+        if known.all():
+            hot[np.arange(len(places))[:, None], places] = 1
+        else:
+            rows, every = np.nonzero(known)
+            hot[rows, places[rows, every]] = 1
         return hot
 
     def origin(self, output: int) -> tuple[int, Any] | None:

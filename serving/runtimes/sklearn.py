@@ -157,7 +157,7 @@ def _frame(batch: Batch) -> Any:
 
 
 def _with_gaps(column: np.ndarray) -> Any:
-    """pandas reads None beside texts as NaN. Where all are gaps it would leave None, which encoders hold for another."""
+    """pandas reads None beside texts as NaN; where all are gaps it leaves None, which encoders hold for another."""
     if column.dtype != object or any(value is not None for value in column):
         return column
     import pandas as pd
