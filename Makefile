@@ -14,7 +14,7 @@ UV        := .venv-lock/bin/uv
 LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
              --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCK_FLAGS)
 
-.PHONY: help run test check train demo mlflow docs lock clean distclean lint format typecheck trained
+.PHONY: help run test check train demo mlflow docs bench load lock clean distclean lint format typecheck trained
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,16 @@ mlflow: .venv/.installed ## Open the MLflow UI on MLFLOW_UI_PORT=5050, on the st
 docs: .venv/.installed ## Write what README.md and .env.example say of the settings
 	@$(IN_VENV) -m serving.settings
 
+bench: .venv/.installed ## Measure this service beside its peers: ONLY=ours,mlflow ROUNDS=3 SECONDS=3
+	@$(IN_VENV) -m benchmarks.bench
+
+load: HOST ?= http://127.0.0.1:5000
+load: USERS ?= 20
+load: DURATION ?= 30s
+load: .bench/venvs/locust/.installed ## Put load on a running service: HOST=http://127.0.0.1:5000 USERS=20 DURATION=30s; WEB=1 opens a page
+	@.bench/venvs/locust/bin/locust --locustfile benchmarks/locustfile.py --host "$(HOST)" --users "$(USERS)" \
+		--spawn-rate "$(USERS)" $(if $(WEB),--autostart,--headless --only-summary --run-time "$(DURATION)")
+
 lock: $(UV) ## Write requirements*.txt from pyproject.toml; LOCK_FLAGS=--upgrade takes the newest versions
 	@$(LOCK) --extra serve --extra train --extra dev --output-file requirements.txt
 	@$(LOCK) --extra serve --output-file requirements-serve.txt
@@ -82,6 +92,12 @@ trained: .venv/.installed
 	@echo "Installing requirements.txt into .venv (two minutes or so, only when it has changed) ..."
 	@$(PYTHON) -m venv --clear .venv
 	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+# A place of its own, because the service does not need it.
+.bench/venvs/locust/.installed:
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "locust>=2.32"
 	@touch $@
 
 # A place of its own, because the lock must be writable when .venv cannot be made from it.
