@@ -35,6 +35,7 @@ CURVE_ROWS = (1, 10, 100, 1_000, 10_000, 100_000)
 FLIP_S = 6.0  # at least: fewer flips tell nothing of tails
 CHECKED_ROWS = 20
 WARM_S = 1.0
+LONGEST_S = 25 * 60.0  # of all rounds
 INSTALLS_AT_ONCE = 3
 
 
@@ -53,16 +54,26 @@ class Bench:
         with ThreadPoolExecutor(INSTALLS_AT_ONCE) as pool:
             installed = list(pool.map(self._installed, self.peers))
         self.peers = [peer for peer, there in zip(self.peers, installed, strict=True) if there]
+        began = time.monotonic()
         for turn in range(self.rounds):
-            for model in self.models.values():
-                for peer in self.peers[turn % len(self.peers) :] + self.peers[: turn % len(self.peers)]:
-                    if not peer.floor or model.name == "forest":
-                        say(f"round {turn + 1} of {self.rounds}: {model.name}, {peer.title}")
-                        self._guarded(self._visit, peer, model)
-            if BY_NAME["ours"] in self.peers:
-                say(f"round {turn + 1} of {self.rounds}: one worker and two")
-                self._guarded(self._scale, BY_NAME["ours"], self.models["forest"])
+            if another_fits(turn, time.monotonic() - began):
+                self._round(turn)
+                self.results.rounds += 1
+            else:
+                say(f"no time for round {turn + 1}")
         return self.results
+
+    def _round(self, turn: int) -> None:
+        """Every server once; another one begins each time."""
+        first = turn % len(self.peers)
+        for model in self.models.values():
+            for peer in self.peers[first:] + self.peers[:first]:
+                if not peer.floor or model.name == "forest":
+                    say(f"round {turn + 1} of {self.rounds}: {model.name}, {peer.title}")
+                    self._guarded(self._visit, peer, model)
+        if BY_NAME["ours"] in self.peers:
+            say(f"round {turn + 1} of {self.rounds}: one worker and two")
+            self._guarded(self._scale, BY_NAME["ours"], self.models["forest"])
 
     def _installed(self, peer: Peer) -> bool:
         environment = peer.environment(HOME)
@@ -267,6 +278,11 @@ def flips_fault(output: str, seconds: float) -> tuple[str | None, int]:
     return None, len(flips)
 
 
+def another_fits(done: int, took_s: float) -> bool:
+    """Whether a round like those that are done ends before `LONGEST_S`; the first one always may."""
+    return done == 0 or took_s + took_s / done <= LONGEST_S
+
+
 def place_of(peer: Peer, model: Model) -> Place:
     return Place(HOME / "run", peer.environment(HOME), (free_port(), free_port(), free_port()), model)
 
@@ -300,10 +316,10 @@ def main() -> None:
         raise SystemExit("cannot measure: servers need core 0 and the load generator core 1")
     os.sched_setaffinity(0, {int(LOAD_CORE)})  # whatever the bench does itself stays off the servers' core
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server under test is ended too
-    started = time.monotonic()
+    started, busy = time.monotonic(), os.getloadavg()[0]
     results = Bench(peers, rounds, seconds).run()
     minutes = (time.monotonic() - started) / 60
-    text = report.document(results, peers, report.Conditions.here(rounds, seconds, minutes))
+    text = report.document(results, peers, report.Conditions.here(results.rounds, seconds, minutes, busy))
     print(text)
     (HOME / "report.md").write_text(text, encoding="utf-8")
     if len(peers) == len(PEERS):

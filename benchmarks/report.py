@@ -17,6 +17,7 @@ ONE_16, ONE_1 = Case("forest", 1, 16), Case("forest", 1, 1)
 MANY_16 = Case("forest", 1_000, 16)
 FLIPPING = Case("forest", 1, 16, flips=True)
 TITLES = {"forest": "Random forest of 100 trees", "boosting": "Gradient boosting, 100 stages"}
+BUSY = 0.5  # a load average from which on figures are not to be trusted
 CURVE_ROWS = (1, 10, 100, 1_000, 10_000, 100_000)
 
 
@@ -31,11 +32,12 @@ class Conditions:
     rounds: int
     seconds: float
     minutes: float
+    busy: float  # load average before it began
 
     @classmethod
-    def here(cls, rounds: int, seconds: float, minutes: float) -> Conditions:
+    def here(cls, rounds: int, seconds: float, minutes: float, busy: float) -> Conditions:
         cores = os.cpu_count() or 1
-        return cls(_cpu(), cores, platform.system(), platform.python_version(), rounds, seconds, minutes)
+        return cls(_cpu(), cores, platform.system(), platform.python_version(), rounds, seconds, minutes, busy)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,15 @@ def _head(here: Conditions) -> str:
         "about the same model file. Absolute numbers are those of one machine; the ratios, taken in one run, count.\n\n"
         f"{here.cpu}, {here.cores} cores, {here.system}, Python {here.python}; medians of {here.rounds} "
         f"round{'s' if here.rounds > 1 else ''} of {here.seconds:g} s.\n"
+        f"{_caution(here)}"
     )
+
+
+def _caution(here: Conditions) -> str:
+    """Other programs take time from servers, and not the same from each."""
+    if here.busy <= BUSY:
+        return ""
+    return f"\n**The machine was busy before this began (load average {here.busy:.1f}): do not trust these figures.**\n"
 
 
 def _loads(results: Results, peers: list[Peer]) -> Iterable[str]:

@@ -35,6 +35,7 @@ class Results:
     loads: dict[tuple[str, Case], list[Measured]] = field(default_factory=lambda: defaultdict(list))
     starts: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))  # (name, what) -> s
     memory_mb: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))  # (name, model)
+    rounds: int = 0
     flips: int = 0
     absent: dict[str, str] = field(default_factory=dict)  # name -> why it was not measured
     faults: list[str] = field(default_factory=list)  # runs that do not count, and why

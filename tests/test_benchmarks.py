@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from benchmarks.results import Case, Results
 from serving.settings import ROOT
 
 EXPECTED = (np.array([0, 2]), np.array([[1.0, 0.0, 0.0], [0.25, 0.25, 0.5]]))
-HERE = report.Conditions("A CPU", 2, "Linux", "3.11.7", 3, 2.0, 14.2)
+HERE = report.Conditions("A CPU", 2, "Linux", "3.11.7", 3, 2.0, 14.2, 0.1)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -212,7 +213,6 @@ def results() -> Results:
         made.loads["ours", report.ONE_16].append(Measured(9000, rate, 4.0, 6.0, 12.0, None))
     made.loads["ours", report.ONE_16].append(Measured(9000, 1.0, 4.0, 900.0, 900.0, "9 wrong of 9000"))
     made.loads["mlflow", report.ONE_16].append(Measured(300, 100.0, 150.0, 250.0, 300.0, None))
-    made.loads["mlserver"] = []
     made.loads["mlserver", report.ONE_16].append(Measured(300, 250.0, 60.0, 90.0, 100.0, None))
     made.loads["mlserver-mlflow", report.ONE_16].append(Measured(300, 150.0, 90.0, 110.0, 120.0, None))
     made.loads["ours", report.FLIPPING].append(Measured(9000, 2000.0, 5.0, 12.0, 20.0, None))
@@ -248,6 +248,17 @@ def test_the_report_hides_nothing() -> None:
 
 def test_the_report_of_a_clean_run_says_so() -> None:
     assert "All were right" in report.document(results(), list(PEERS), HERE)
+
+
+def test_the_report_of_a_busy_machine_warns() -> None:
+    assert "do not trust" not in report.document(results(), list(PEERS), HERE)
+    assert "load average 4.2): do not trust" in report.document(results(), list(PEERS), replace(HERE, busy=4.2))
+
+
+def test_rounds_end_in_time() -> None:
+    assert bench.another_fits(0, 0.0)
+    assert bench.another_fits(2, bench.LONGEST_S * 2 / 3)
+    assert not bench.another_fits(2, bench.LONGEST_S * 2 / 3 + 1)
 
 
 def test_a_table_lines_up() -> None:

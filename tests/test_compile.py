@@ -37,6 +37,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from threadpoolctl import threadpool_limits
 
 from serving import compile as compilation
 from serving import kernels
@@ -59,7 +60,7 @@ def _few_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The whole proof is for prepare; here some rows of each kind do."""
     monkeypatch.setattr(proof, "ROWS", 600)
     monkeypatch.setattr(proof, "CUTS", ((1, 10), (2, 3), (17, 2)))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # its boosting would wait for busy cores
         warnings.simplefilter("ignore")
         yield
 

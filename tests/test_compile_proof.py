@@ -20,6 +20,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from serving import kernels
 from serving.bundle import Compilation
@@ -36,7 +37,7 @@ ON_ARRAYS = Signature("tensors", (Field("x", "float64", True, (4,)),))
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # its boosting would wait for busy cores
         warnings.simplefilter("ignore")
         yield
 
@@ -227,7 +228,8 @@ def test_what_answers_where_scikit_learn_refuses_is_refused(forest: Model) -> No
         forest.proven()
 
 
-def test_a_model_that_is_slower_compiled_is_refused(linear: Model) -> None:
+def test_a_model_that_is_slower_compiled_is_refused(linear: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "ROWS", 1000)
     fast, root = linear.native, kernels.load(linear.folder)
 
     def slow(batch: Batch) -> Any:

@@ -12,11 +12,15 @@ A runtime module has two functions:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
 from serving.tensors import Batch, Prediction
+
+# Read when ONNX Runtime is imported, which would otherwise send reports and leave a file of its own in TMPDIR.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Predictor = Callable[[Batch], Prediction]
 
