@@ -242,7 +242,7 @@ def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         (CalibratedClassifierCV(CategoricalNB(min_categories=99), cv=2), "there is no kernel"),
         (VotingClassifier([("a", CategoricalNB())]), "there is no kernel"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_has_no_kernel_stays_native_and_says_why(estimator: Any, why: str) -> None:
     with pytest.raises(NotCompiled, match=why):
