@@ -77,11 +77,6 @@ class Bundle:
     cost: dict[str, Any] | None = None  # what a call took when it was prepared: a `batching.Cost`
     batching: bool = False  # whether callers gain when they are answered together
 
-    @property
-    def cost_s(self) -> float | None:
-        """What a single row takes, in seconds; None where there was none to try."""
-        return self.cost["fixed_s"] + self.cost["per_row_s"] if self.cost else None
-
     def proof_as_json(self) -> dict[str, Any]:
         """For people: of a compiled version the comparison with scikit-learn, else the one with its own record."""
         recorded = self.proof.as_json()

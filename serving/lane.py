@@ -9,6 +9,7 @@ last byte: both have it from `Simple`. Request ids, headers, metrics, limits and
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -74,10 +75,10 @@ class Lane:
         self._requests.write(Request(time.time(), "POST", route, status, who, bundle.name, bundle.version, duration_s))
         return [body]
 
-    def cheap(self, method: str, path: str, body_bytes: int) -> bool:
-        """Whether a request with a body of ``body_bytes`` is answered here in about `CHEAP_S` at most."""
-        found = self._found(method, path)
-        return found is not None and body_bytes <= CHEAP_BODY_BYTES and _is_cheap(found[1])
+    def cheap(self, path: str, body_bytes: int) -> bool:
+        """Whether a POST of ``body_bytes`` is answered here in about `CHEAP_S` at most."""
+        found = self._found("POST", path)
+        return found is not None and body_bytes <= CHEAP_BODY_BYTES and _longest_s(found[1], body_bytes) < CHEAP_S
 
     def _found(self, method: str, path: str) -> tuple[str, Live] | None:
         """The route's pattern and the version that answers; None where Flask has to say what is wrong."""
@@ -113,9 +114,12 @@ class Lane:
         return error.status, dumps(error_content(error, who)), error_headers(error)
 
 
-def _is_cheap(live: Live) -> bool:
-    """By what prepare measured, else by the runtime and the time that one row took here."""
-    cost_s = getattr(live.bundle, "cost_s", None)
-    if cost_s is not None:
-        return bool(cost_s < CHEAP_S)
-    return live.bundle.runtime == "compiled" or (live.bundle.runtime == "onnx" and live.warm_s < CHEAP_S)
+def _longest_s(live: Live, body_bytes: int) -> float:
+    """What the model takes at most for a body of that size, by what prepare and this worker measured, in seconds."""
+    cost, runtime = live.bundle.cost, live.bundle.runtime
+    if live.batcher is not None or runtime == "pyfunc":
+        return math.inf  # one waits for other callers, the other for whatever its author wanted
+    if cost is None:
+        return live.warm_s if runtime in ("compiled", "onnx") else math.inf
+    rows = max(1, body_bytes // (2 * max(1, len(live.bundle.signature.inputs))))  # a digit and a comma for each value
+    return min(live.warm_s, cost["fixed_s"] + cost["per_row_s"]) + cost["per_row_s"] * rows

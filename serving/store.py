@@ -22,7 +22,7 @@ from typing import Any
 from serving import bundle as bundles
 from serving import notes
 from serving.batching import Batcher
-from serving.batching.cost import Cost
+from serving.batching.cost import GAINS_FROM_S, Cost
 from serving.bundle import Bundle, BundleUnreadable
 from serving.errors import ModelNotReady, UnknownModel
 from serving.metrics import Metrics
@@ -205,7 +205,7 @@ class Store:
         warm_s = _warm(predictor, reader, bundle.example["features"]) if bundle.example is not None else math.inf
         loaded_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         alias, source, generation = desired["alias"], desired["source"], desired["generation"]
-        batcher = self._batcher(bundle, predictor)
+        batcher = self._batcher(bundle, predictor) if warm_s >= GAINS_FROM_S else None
         if batcher is not None:
             predictor = partial(batcher, deadline_s=self._batching.deadline_s if self._batching else None)
         return Live(bundle, predictor, alias, source, generation, loaded_at, reader, warm_s, batcher)

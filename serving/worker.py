@@ -11,6 +11,7 @@ own thread. Handing it to the pool costs more than the answer, and lets its sibl
 from __future__ import annotations
 
 import inspect
+import os
 import selectors
 import socket
 import threading
@@ -21,18 +22,31 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from serving.body import SMALL_BYTES, complete
+from serving.exchange import Answer, Whole, whole
 
 INLINE_PER_TURN = 64  # then the pool takes over, and the loop looks at what else has come
 ACCEPTED_PER_TURN = 8  # new connections; gunicorn takes one, but here a turn may be as long as many answers
 SILENT_S = 1.0  # how long an ending worker waits for a connection that has asked nothing yet
 LINGER_S = 2.0  # how long a client may take to see that an answer was the last, and what it may still send
 LINGER_BYTES = 1 << 16
+SMALL_BYTES = 1 << 14  # what is read at once of a connection; no cheap request is longer
 SEND_S = 30.0  # how long a client may take to read the rest of an answer
 
-Cheap = Callable[[str, str, int], bool]
+Cheap = Callable[[str, int], bool]
+
+SCRIPT_NAME = os.environ.get("SCRIPT_NAME", "")  # gunicorn takes it for where the application is mounted
+
+# What every request that is answered on the loop has in its environment, beside what gunicorn gives to all.
+FOR_ALL = {
+    "REQUEST_METHOD": "POST",
+    "SCRIPT_NAME": SCRIPT_NAME,
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "wsgi.url_scheme": "http",
+    "wsgi.multithread": True,
+}
 
 # What `InlineWorker` overrides or uses of gunicorn, which does not promise to keep it.
 PARAMETERS = {
@@ -108,42 +122,11 @@ class DrainingWorker(ThreadWorker):
         return bool(self.nr_conns > before)
 
 
-class Outbox:
-    """Stands in for a connection's socket while the loop answers: what is sent is gathered, so that nothing blocks."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def sendall(self, data: bytes) -> None:
-        self._pieces.append(bytes(data))
-
-    def deliver(self, sock: socket.socket) -> bytes:
-        """Send to the real, non-blocking socket; what it does not take at once. Raises OSError when it is broken."""
-        answer = b"".join(self._pieces)
-        try:
-            return answer[sock.send(answer) :]
-        except BlockingIOError:
-            return answer
-
-    def gettimeout(self) -> float:
-        return 0.0
-
-    def setblocking(self, flag: bool) -> None:
-        """It never blocks."""
-
-    def close(self) -> None:
-        """The worker closes the connection itself."""
-
-    def shutdown(self, how: int) -> None:
-        """gunicorn ends an answer that broke off halfway; the worker does that when it has sent the first half."""
-        raise OSError("not a socket")
-
-
 class InlineWorker(DrainingWorker):
-    """Asks ``app.extensions["cheap"](method, raw path, body bytes)`` whether to answer on the loop's own thread.
+    """Asks ``app.extensions["cheap"](path, body bytes)`` whether to answer a whole request on the loop's own thread.
 
-    Such an answer is small, comes without waiting for anything, and is not a file. Without that callable, under TLS
-    and with HTTP/2 every request goes to the pool. The loop never waits for a client, whatever that client does.
+    Such an answer is small and comes without waiting for anything. Without that callable, and where requests are not
+    plain HTTP/1 from the first byte, all go to the pool. The loop never waits for a client, whatever that client does.
     """
 
     _cheap: Cheap | None = None
@@ -152,10 +135,13 @@ class InlineWorker(DrainingWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lingering: dict[Any, int] = {}  # connection -> bytes that it may still send; the oldest first
+        self._environ: dict[str, Any] = {}
 
     def run(self) -> None:
-        if not self.cfg.is_ssl and "h2" not in self.cfg.http_protocols:
+        special = self.cfg.is_ssl, "h2" in self.cfg.http_protocols, self.cfg.proxy_protocol != "off", SCRIPT_NAME
+        if not any(special):
             self._cheap = getattr(self.wsgi, "extensions", {}).get("cheap")
+        self._environ = base_environ(self.cfg) | FOR_ALL
         super().run()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -181,61 +167,81 @@ class InlineWorker(DrainingWorker):
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
-        if not self._is_cheap(conn):
+        conn.init()
+        request = self._cheap_request(conn)
+        if request is None:
             super().on_pending_socket_readable(conn, client)
             return
         self.pending_conns.remove(conn)
-        conn.init()
         conn.sock.setblocking(False)
         self.poller.modify(conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn))
-        self._answer(conn)
+        self._answer(conn, request)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        if not self._is_cheap(conn):
+        request = self._cheap_request(conn)
+        if request is None:
             super().on_client_socket_readable(conn, client)
             return
         self.keepalived_conns.remove(conn)
-        self._answer(conn)
+        self._answer(conn, request)
 
-    def _is_cheap(self, conn: Any) -> bool:
-        """Whether exactly one whole request waits on the connection, and the application calls it cheap."""
+    def _cheap_request(self, conn: Any) -> Whole | None:
+        """The one whole and cheap request that waits on the connection; anything else is left for the pool to read."""
         if self._cheap is None or self._left <= 0:
-            return False
+            return None
         try:
-            request = complete(conn.sock.recv(SMALL_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-            cheap = request is not None and self._cheap(*request)
+            data = conn.sock.recv(SMALL_BYTES, socket.MSG_DONTWAIT)
         except OSError:
-            return False  # the pool will see it too
+            return None  # the pool will see it too
+        try:
+            request = whole(data)
+            if request and not self._names_a_scheme(conn, request) and self._cheap(request.path, len(request.body)):
+                self._left -= 1
+                return request
         except Exception:
             self.log.exception("cannot tell whether a request is cheap")
+        conn.parser.unreader.unread(data)
+        return None
+
+    def _names_a_scheme(self, conn: Any, request: Whole) -> bool:
+        """Whether a proxy that gunicorn may have to believe says how it was asked."""
+        if self.cfg.secure_scheme_headers.keys().isdisjoint(request.fields):
             return False
-        self._left -= cheap
-        return cheap
+        trusted = self.cfg.forwarded_allow_ips
+        return conn.client[0] in trusted or any(address == "*" or "/" in address for address in trusted)
 
     # --- answers go ---
 
-    def _answer(self, conn: Any) -> None:
-        """Answer the request that waits; the connection stays registered unless something is left to do for it."""
-        sock, outbox = conn.sock, Outbox()
-        conn.sock = outbox
+    def _answer(self, conn: Any, request: Whole) -> None:
+        """Answer ``request``; the connection stays registered unless something is left to do for it."""
+        answer = Answer()
+        if self._is_last():
+            answer.force_close()
         try:
-            kept = self.handle(conn)
-        finally:
-            conn.sock = sock
-        try:
-            rest = outbox.deliver(sock)
+            rest = _sent(conn.sock, answer.bytes(self.wsgi, request.environ(self._environ | _ends(conn))))
         except OSError:
-            kept, rest = False, b""  # the client has gone
-        if kept and not rest and self.alive:
+            answer.closes, rest = True, b""  # the client has gone
+        except Exception as err:
+            self.handle_error(None, conn.sock, conn.client, err)
+            answer.closes, rest = True, b""
+        if not rest and not answer.closes:
             conn.set_timeout()
             self.keepalived_conns.append(conn)
             return
-        self.poller.unregister(sock)
+        self.poller.unregister(conn.sock)
         if not rest:
-            self.finish_request(conn, _finished(kept))
+            self._linger(conn)
             return
-        sending = self.tpool.submit(_send_rest, sock, rest, kept)
+        sending = self.tpool.submit(_send_rest, conn.sock, rest, not answer.closes)
         sending.add_done_callback(lambda fs: self.method_queue.defer(self.finish_request, conn, fs))
+
+    def _is_last(self) -> bool:
+        """Count a request; whether its connection has to end with it, by gunicorn's rules."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        return not self.alive or not self.cfg.keepalive or len(self.keepalived_conns) >= self.max_keepalived
 
     def finish_request(self, conn: Any, fs: Future[Any]) -> None:
         """What to do with a connection after an answer: wait for more, serve what was read ahead, or close."""
@@ -286,6 +292,24 @@ class InlineWorker(DrainingWorker):
         conn.close()
 
 
+def _ends(conn: Any) -> dict[str, Any]:
+    """Both ends of a TCP connection, as WSGI has them."""
+    return {
+        "REMOTE_ADDR": conn.client[0],
+        "REMOTE_PORT": str(conn.client[1]),
+        "SERVER_NAME": conn.server[0],
+        "SERVER_PORT": str(conn.server[1]),
+    }
+
+
+def _sent(sock: socket.socket, data: bytes) -> bytes:
+    """Send to a non-blocking socket; what it does not take at once. Raises OSError when it is broken."""
+    try:
+        return data[sock.send(data) :]
+    except BlockingIOError:
+        return data
+
+
 def _send_rest(sock: socket.socket, rest: bytes, kept: bool) -> bool:
     """In the pool: what a client did not take at once. Whether the connection is kept."""
     sock.settimeout(SEND_S)
@@ -294,9 +318,3 @@ def _send_rest(sock: socket.socket, rest: bytes, kept: bool) -> bool:
     except OSError:
         return False
     return kept
-
-
-def _finished(result: bool) -> Future[bool]:
-    done: Future[bool] = Future()
-    done.set_result(result)
-    return done

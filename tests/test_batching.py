@@ -121,15 +121,21 @@ def added_s(batcher: Batcher, model: Model, times: int) -> float:
     return median(through) - median(alone)
 
 
+def threads() -> set[threading.Thread]:
+    """Those of batchers, in this process."""
+    return {thread for thread in threading.enumerate() if thread.name == "batcher"}
+
+
 @pytest.fixture
 def crowd() -> Iterator[Crowd]:
-    """When all is over no thread may be left."""
+    """When all is over no thread may be left but what was there before."""
+    before = threads()
     with ThreadPoolExecutor(80) as pool:
         crowd = Crowd(pool)
         yield crowd
         for batcher in crowd.batchers:
             batcher.close()
-    until(lambda: "batcher" not in {thread.name for thread in threading.enumerate()})
+    until(lambda: threads() <= before)
 
 
 # --- adapting to load ------------------------------------------------------------------------------------------------
@@ -492,14 +498,14 @@ def test_closing_fails_what_waits_and_ends_the_thread(crowd: Crowd) -> None:
 
 
 def test_a_retired_one_answers_what_waits_and_whoever_still_comes(crowd: Crowd) -> None:
-    model = Model()
+    model, before = Model(), threads()
     batcher = crowd.batcher(model)
     crowd.busy(batcher, model)
     waiting = [crowd.queue(batcher, rows_of(1)), crowd.queue(batcher, rows_of(2))]
     batcher.retire()
     model.free.set()
     assert [values_of(caller) for caller in waiting] == [[2], [4]]
-    until(lambda: "batcher" not in {thread.name for thread in threading.enumerate()})
+    until(lambda: threads() <= before)
     assert batcher(rows_of(3)).values.tolist() == [6]
 
 

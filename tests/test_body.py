@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.body import DRAIN_MAX_BYTES, METHODS, PIECE_BYTES, WholeBody, complete
+from serving.body import DRAIN_MAX_BYTES, METHODS, PIECE_BYTES, WholeBody
 
 SMALL = 3 * PIECE_BYTES + 5
 
@@ -105,58 +105,3 @@ def test_an_unknown_method_is_other(method: str) -> None:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_known_method_stays(method: str) -> None:
     assert Server(b"", method=method).call(refuse) == [b"no ", method.encode()]
-
-
-# --- a request that is there whole -----------------------------------------------------------------------------------
-
-PLAIN = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\nabc"
-
-
-@pytest.mark.parametrize(
-    ("data", "request_"),
-    [
-        (PLAIN, ("POST", "/predict", 3)),
-        (PLAIN.replace(b"Content-Length:", b"CONTENT-length: \t"), ("POST", "/predict", 3)),
-        (PLAIN.replace(b"predict", b"predict?a=/b"), ("POST", "/predict", 3)),
-        (PLAIN.replace(b"predict", b"v1/%20;x"), ("POST", "/v1/%20;x", 3)),
-        (PLAIN.replace(b"abc", b"\r\n\r"), ("POST", "/predict", 3)),
-        (PLAIN.replace(b"1.1", b"1.0"), ("POST", "/predict", 3)),
-        (b"GET / HTTP/1.1\r\n\r\n", ("GET", "/", 0)),
-        (b"GET /?Transfer-Encoding HTTP/1.1\r\nX: expect upgrade\r\n\r\n", ("GET", "/", 0)),
-    ],
-)
-def test_a_whole_request_is_told(data: bytes, request_: tuple[str, str, int]) -> None:
-    assert complete(data) == request_
-
-
-@pytest.mark.parametrize("cut", range(len(PLAIN)))
-def test_a_beginning_is_no_whole_request(cut: int) -> None:
-    assert complete(PLAIN[:cut]) is None
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        PLAIN + b"G",
-        PLAIN + PLAIN,
-        b"\r\n" + PLAIN,
-        PLAIN.replace(b"POST", b"post"),
-        PLAIN.replace(b"/predict", b"http://here/predict"),
-        PLAIN.replace(b"HTTP/1.1", b"HTTP/2.0"),
-        PLAIN.replace(b"Host: here", b"Transfer-Encoding: chunked"),
-        PLAIN.replace(b"Host: here", b"eXpect: 100-continue"),
-        PLAIN.replace(b"Host: here", b"UPGRADE: h2c"),
-        PLAIN.replace(b"Host: here", b"Content-Length: 3"),
-        PLAIN.replace(b": 3", b" : 3"),
-        PLAIN.replace(b": 3", b": +3"),
-        PLAIN.replace(b": 3", b": 3, 3"),
-        PLAIN.replace(b": 3", b": 0x3"),
-        PLAIN.replace(b": 3", b": 3000000"),
-        PLAIN.replace(b"\r\n", b"\n"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n" + PLAIN,
-        b"\x16\x03\x01\x02\x00\r\n\r\n",
-    ],
-)
-def test_what_is_not_plain_is_left_to_the_server(data: bytes) -> None:
-    assert complete(data) is None

@@ -128,20 +128,37 @@ def test_flask_has_no_hook_that_the_lane_does_not_know(app: Flask) -> None:
     ]
 
 
-def test_a_native_model_and_a_large_body_are_not_cheap(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    cheap = app.extensions["cheap"]
-    live = app.extensions["service"].store.live("iris")
+def test_what_takes_long_is_not_cheap(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap, live = app.extensions["cheap"], app.extensions["service"].store.live("iris")
+    monkeypatch.setitem(vars(live), "warm_s", 0.0001)
+    for fixed_s, per_row_s, expected in [(0.0002, 0.00001, True), (0.0002, 0.0005, False), (0.01, 0.0, True)]:
+        cost = {"fixed_s": fixed_s, "per_row_s": per_row_s, "rows": 64}  # where the first was slow, this worker knows
+        monkeypatch.setitem(vars(live.bundle), "cost", cost)
+        assert cheap("/predict", 30) is expected
+    monkeypatch.setitem(vars(live.bundle), "runtime", "pyfunc")
+    assert not cheap("/predict", 30)
+    monkeypatch.setitem(vars(live.bundle), "runtime", "sklearn")
+    monkeypatch.setitem(vars(live), "batcher", object())
+    assert not cheap("/predict", 30)
+
+
+def test_without_a_cost_what_this_worker_saw_decides(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap, live = app.extensions["cheap"], app.extensions["service"].store.live("iris")
+    monkeypatch.setitem(vars(live.bundle), "cost", None)
     for runtime, warm_s, expected in [("sklearn", 0.0001, False), ("onnx", 0.0001, True), ("onnx", 0.1, False)]:
         monkeypatch.setitem(vars(live.bundle), "runtime", runtime)
         monkeypatch.setitem(vars(live), "warm_s", warm_s)
-        assert cheap("POST", "/predict", 30) is expected
-    monkeypatch.setitem(vars(live.bundle), "runtime", "compiled")
-    assert cheap("POST", "/models/iris/predict", CHEAP_BODY_BYTES)
-    assert not cheap("POST", "/models/iris/predict", CHEAP_BODY_BYTES + 1)
-    assert not cheap("GET", "/predict", 30)
-    assert not cheap("POST", "/models/tulips/predict", 30)
-    monkeypatch.setitem(vars(live.bundle), "cost_s", 0.5)
-    assert not cheap("POST", "/predict", 30)
+        assert cheap("/predict", 30) is expected
+
+
+def test_large_bodies_and_unknown_models_are_not_cheap(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap, live = app.extensions["cheap"], app.extensions["service"].store.live("iris")
+    monkeypatch.setitem(vars(live), "warm_s", 0.0001)
+    monkeypatch.setitem(vars(live.bundle), "cost", {"fixed_s": 0.0001, "per_row_s": 0.0, "rows": 64})
+    assert cheap("/models/iris/predict", CHEAP_BODY_BYTES)
+    assert not cheap("/models/iris/predict", CHEAP_BODY_BYTES + 1)
+    assert not cheap("/models/tulips/predict", 30)
+    assert not cheap("/reload", 30)
 
 
 def test_the_lane_is_what_the_server_calls(app: Flask, client: FlaskClient) -> None:

@@ -16,7 +16,7 @@ from serving.settings import ROOT
 LAYERS = (
     {"app", "gunicorn_conf"},
     {"web", "worker", "lane"},
-    {"protocols", "ops", "security", "body"},
+    {"protocols", "ops", "security", "body", "exchange"},
     {"service"},
     {"store", "routing", "agent"},
     {"prepare", "follower"},

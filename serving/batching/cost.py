@@ -14,6 +14,7 @@ import numpy as np
 from serving.tensors import Batch, Prediction
 
 HANDOVER_S = 0.0001  # what it costs to give a request to another thread and take the answer back
+GAINS_FROM_S = 10 * HANDOVER_S  # faster models never gain from company
 TRIED_ROWS, TRIED_S, RUNS = 64, 0.25, 5  # a measurement's largest batch, about its longest call, and calls of each size
 KEEP = 0.9  # how much an observation still weighs after the next one
 OUTLIER = 4.0  # one call counts for at most so many times what was expected
@@ -58,8 +59,8 @@ def measure(predict: Callable[[Batch], Prediction], batch: Batch) -> Cost:
 
 def pays(cost: Cost) -> bool:
     """Whether callers gain when they are answered together: what a call costs beside its rows is large against
-    handing requests over, and no smaller than a row. Models below a millisecond never gain."""
-    return cost.fixed_s >= max(10 * HANDOVER_S, cost.per_row_s)
+    handing requests over, and no smaller than a row."""
+    return cost.fixed_s >= max(GAINS_FROM_S, cost.per_row_s)
 
 
 def _pick(batch: Batch, rows: np.ndarray) -> Batch:

@@ -60,7 +60,7 @@ def test_a_scikit_learn_version_follows_a_graph(service: Running, registered: Re
     registered.point(version)
     assert service.reload().json["workers"] == {"acknowledged": 2, "total": 2}
     after = service.predict().json
-    assert (after["model"]["version"], service.call("/model/info").json["runtime"]) == (version, "sklearn")
+    assert (after["model"]["version"], service.call("/model/info").json["runtime"]) == (version, "compiled")
     assert after["prediction"]["class_name"] == before["prediction"]["class_name"] == "setosa"
 
 
