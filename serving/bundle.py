@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from serving import notes
 from serving.digest import file_sha256
 from serving.tensors import Classes, Signature
 
-FORMAT = 2
+FORMAT = 3
+
+installed_version = cache(version)  # what a process has imported does not change either
 
 
 class BundleUnreadable(Exception):

@@ -69,19 +69,22 @@ class Model:
         assert old in text
         (self.folder / "kernels.json").write_text(text.replace(old, new, 1))
 
-    def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    def change(self, array: dict[str, Any], change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Replace one array of the kernels by what ``change`` makes of it."""
-        with np.load(self.folder / "arrays.npz") as arrays:
-            content = {key: arrays[key] for key in arrays.files}
-        content[name] = change(content[name])
-        np.savez(self.folder / "arrays.npz", **content)
+        content = bytearray((self.folder / "arrays.bin").read_bytes())
+        count = int(np.prod(array["shape"]))
+        before = np.frombuffer(content, array["array"], count, array["at"]).reshape(array["shape"])
+        after = change(before.copy()).astype(before.dtype).tobytes()
+        assert len(after) == before.nbytes
+        content[array["at"] : array["at"] + len(after)] = after
+        (self.folder / "arrays.bin").write_bytes(content)
 
-    def array(self, kind: str, field: str) -> str:
-        """The name of the array (the first, if several) that a kernel of this ``kind`` has as its ``field``."""
+    def array(self, kind: str, field: str) -> dict[str, Any]:
+        """Where the array (the first, if several) lies that a kernel of this ``kind`` has as its ``field``."""
         return named(self.plain, kind, field)[0]
 
 
-def named(plain: Any, kind: str, field: str) -> list[str]:
+def named(plain: Any, kind: str, field: str) -> list[dict[str, Any]]:
     if isinstance(plain, list):
         return [name for item in plain for name in named(item, kind, field)]
     if not isinstance(plain, dict) or "kernel" not in plain:
@@ -89,7 +92,7 @@ def named(plain: Any, kind: str, field: str) -> list[str]:
     found = []
     if plain["kernel"] == kind:
         value = plain["fields"][field]
-        found = [item["array"] for item in (value if isinstance(value, list) else [value])]
+        found = value if isinstance(value, list) else [value]
     return found + [name for value in plain["fields"].values() for name in named(value, kind, field)]
 
 

@@ -83,7 +83,7 @@ class Classifier:
         scores: np.ndarray = self.score(table)
         if scores.shape[1] == 1 and len(self.labels) == 2:
             return self._binary(scores[:, 0])
-        positions = np.argmax(scores, axis=1)
+        positions = scores.argmax(axis=1)
         return Prediction(self._labels[positions], self._probabilities(scores))
 
     def _binary(self, scores: np.ndarray) -> Prediction:
