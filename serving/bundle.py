@@ -53,8 +53,8 @@ class Compilation:
 
     @property
     def exact(self) -> bool:
-        """Whether every answer had the same bits."""
-        return self.largest_difference == 0.0
+        """Whether every answer had the same bits, and what it is computed from too."""
+        return self.tolerance == 0.0
 
 
 @dataclass(frozen=True)

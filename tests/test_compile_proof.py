@@ -16,10 +16,11 @@ import pytest
 from onnx import numpy_helper
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from serving import kernels
@@ -163,6 +164,27 @@ def test_a_damaged_leaf_is_refused(forest: Model) -> None:
     forest.change(forest.array("Trees", "graph"), in_graph("leaf_weights", at(0, lambda weight: weight - 1e-6)))
     with pytest.raises(NotCompiled, match="compiled it answers otherwise"):
         forest.proven()
+
+
+def test_a_damaged_leaf_that_few_rows_reach_is_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    rows = random.normal(size=(2000, 6))
+    estimator = RandomForestRegressor(5, random_state=0).fit(rows, random.normal(size=2000))
+    signature = Signature("tensors", (Field("x", "float64", False, (6,)),))
+    for place in (7, 3001, -1):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        model = Model(estimator, signature, Batch(("x",), block=rows[:50].copy()), folder)
+        model.change(model.array("Trees", "graph"), in_graph("leaf_weights", at(place, lambda weight: weight + 1e-6)))
+        with pytest.raises(NotCompiled, match="compiled it answers otherwise"):
+            model.proven()
+
+
+def test_labels_alone_are_not_called_exact(tmp_path: Path) -> None:
+    estimator = SVC().fit(IRIS, SPECIES)
+    signature = Signature("tensors", (Field("x", "float64", False, (4,)),))
+    verdict = Model(estimator, signature, Batch(("x",), block=IRIS[::5].copy()), tmp_path).proven()
+    assert (verdict.largest_difference, verdict.exact) == (0.0, False)
 
 
 def test_a_damaged_leaf_of_the_masks_is_refused(forest: Model) -> None:

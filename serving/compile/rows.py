@@ -6,14 +6,16 @@ Thresholds and categories are read off the kernels and carried back through scal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
 
-from serving.compile import NotCompiled
+from serving.compile import NotCompiled, leaves
 from serving.kernels import Kernel
+from serving.kernels.bayes import Above
 from serving.kernels.columns import Arithmetic, Chain, Codes, FillNumbers
 from serving.kernels.trees import Trees
 from serving.tensors import NUMPY_TYPES, Batch, Field, Signature
@@ -23,6 +25,7 @@ WHOLE = ("long", "integer", "int64", "int32")
 UNKNOWN_TEXTS = ("", " ", "no such category")
 SPECIAL_NUMBERS = (np.nan, np.inf, -np.inf, 1e39, -1e39, 1e308, -0.0, 1e-310, 1e-50)
 MISSING_SHARE = 0.1
+LEAVES = 20_000  # so many are reached on purpose
 LARGEST = 1e38  # beyond it float32 ends, and with it what trees take
 
 Origin = Callable[[int], Any]  # a kernel's column -> (input column, way back), or None
@@ -39,33 +42,70 @@ class Critical:
 def critical_values(root: Kernel, width: int) -> list[Critical]:
     """One for each input column."""
     found = [Critical() for _ in range(width)]
-    _collect(root, lambda column: (column, lambda values: values), found)
+    for kernel, origin in _located(root, _itself):
+        if isinstance(kernel, Trees):
+            for feature in np.unique(kernel.features):
+                _note(origin(int(feature)), beside(np.unique(kernel.thresholds[kernel.features == feature])), found)
+        elif isinstance(kernel, Arithmetic):
+            inside = _behind(kernel, origin)
+            for column in range(len(kernel.operands[0]) if kernel.operands else 0):
+                _note(inside(column), np.array([-3.0, -1.0, 0.0, 1.0, 3.0]), found)
+        elif isinstance(kernel, FillNumbers):
+            for column, fill in enumerate(kernel.fill):
+                _note(origin(column), np.array([fill]), found)
+        elif isinstance(kernel, Above):
+            for column in range(width):
+                with suppress(IndexError):  # its table has fewer columns than the input
+                    _note(origin(column), beside(np.array([kernel.threshold])), found)
+        elif isinstance(kernel, Codes):
+            for position, values in enumerate(kernel.categories):
+                where = origin(position)
+                if where is not None:
+                    found[where[0]].categories.extend(values)
     return found
 
 
-def _collect(kernel: Kernel, origin: Origin, found: list[Critical]) -> None:
+def ways_to_leaves(root: Kernel, at_most: int = LEAVES, seed: int = 0) -> list[leaves.Bounds]:
+    """For each leaf of every tree the bounds of the input columns on the way there, where it leads back to such."""
+    found: list[leaves.Bounds] = []
+    random = np.random.default_rng(seed)
+    for kernel, origin in _located(root, _itself):
+        if isinstance(kernel, Trees):
+            for way in leaves.bounds(kernel.graph.tobytes(), at_most - len(found), random):
+                found.append(_back(way, origin))
+                if len(found) >= at_most:
+                    return found
+    return found
+
+
+def _itself(column: int) -> Any:
+    return column, lambda values: values
+
+
+def _back(way: leaves.Bounds, origin: Origin) -> leaves.Bounds:
+    """The bounds of a kernel's own columns as such of input columns."""
+    found: leaves.Bounds = {}
+    for column, span in way.items():
+        where = origin(column)
+        if where is None:
+            continue
+        with np.errstate(all="ignore"):
+            low, high = sorted(where[1](np.array(span)).tolist())
+        before = found.get(where[0], (-np.inf, np.inf))
+        found[where[0]] = max(low, before[0]), min(high, before[1])
+    return found
+
+
+def _located(kernel: Kernel, origin: Origin) -> Iterator[tuple[Kernel, Origin]]:
+    """Every kernel, and where the columns of its table come from."""
+    yield kernel, origin
     if isinstance(kernel, Chain):
         for step in kernel.steps:
-            _collect(step, origin, found)
+            yield from _located(step, origin)
             origin = _behind(step, origin)
-    elif isinstance(kernel, Trees):
-        for feature in np.unique(kernel.features):
-            _note(origin(int(feature)), beside(np.unique(kernel.thresholds[kernel.features == feature])), found)
-    elif isinstance(kernel, Arithmetic):
-        inside = _behind(kernel, origin)
-        for column in range(len(kernel.operands[0]) if kernel.operands else 0):
-            _note(inside(column), np.array([-3.0, -1.0, 0.0, 1.0, 3.0]), found)
-    elif isinstance(kernel, FillNumbers):
-        for column, fill in enumerate(kernel.fill):
-            _note(origin(column), np.array([fill]), found)
-    elif isinstance(kernel, Codes):
-        for position, values in enumerate(kernel.categories):
-            where = origin(position)
-            if where is not None:
-                found[where[0]].categories.extend(values)
-    else:
-        for inner in _inside(kernel):
-            _collect(inner, origin, found)
+        return
+    for inner in _inside(kernel):
+        yield from _located(inner, origin)
 
 
 def _inside(kernel: Kernel) -> Iterator[Kernel]:
@@ -135,6 +175,18 @@ class Maker:
         """
         share = self._random.choice([0.0, 3.0 / self.width, 1.0], size=count, p=[0.3, 0.5, 0.2])
         return [self._column(k, share, missing=k in missing, unknown=k in unknown) for k in range(self.width)]
+
+    def leading(self, ways: list[leaves.Bounds], *, missing: Set[int], unknown: Set[int]) -> list[np.ndarray]:
+        """Columns of plain rows, one for each of ``ways``, changed to lie within its bounds."""
+        share = np.zeros(len(ways))
+        columns = [self._column(k, share, missing=k in missing, unknown=k in unknown) for k in range(self.width)]
+        for row, way in enumerate(ways):
+            for k, (low, high) in way.items():
+                field = self._fields[k]
+                value = leaves.inside(low, high, whole=field.type in WHOLE) if field.type in NUMBERS else None
+                if value is not None and abs(value) < LARGEST:
+                    columns[k][row] = value
+        return columns
 
     def optional(self) -> frozenset[int]:
         """The columns that may have gaps by the signature."""
