@@ -19,6 +19,7 @@ STATUSES = {
     "ModelFailed": 500,
     "RegistryUnreachable": 502,
     "ModelNotReady": 503,
+    "QueueFull": 503,
     "DeadlineExceeded": 504,
 }
 
