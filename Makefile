@@ -14,7 +14,7 @@ UV        := .venv-lock/bin/uv
 LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
              --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCK_FLAGS)
 
-.PHONY: help run test check train demo mlflow docs bench load lock clean distclean lint format typecheck trained
+.PHONY: help run test check train demo mlflow docs bench estimators load lock clean distclean lint format typecheck trained
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ docs: .venv/.installed ## Write what README.md and .env.example say of the setti
 
 bench: .venv/.installed ## Measure this service beside its peers: ONLY=ours,mlflow ROUNDS=3 SECONDS=3
 	@$(IN_VENV) -m benchmarks.bench
+
+estimators: .venv/.installed ## Measure each kind of model compiled against scikit-learn itself: ONLY=forest,svc
+	@$(IN_VENV) -m benchmarks.estimators
 
 load: HOST ?= http://127.0.0.1:5000
 load: USERS ?= 20

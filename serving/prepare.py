@@ -26,8 +26,7 @@ from serving import bundle as bundles
 from serving import kernels, notes, reference, registry
 from serving.batching.cost import Cost, measure, pays
 from serving.bundle import Bundle, BundleUnreadable, Compilation, Proof
-from serving.compile import NotCompiled, build_model
-from serving.compile.proof import compare
+from serving.compile import NotCompiled, build_model, check_release, converted, proof
 from serving.difference import largest_difference
 from serving.digest import folder_digest
 from serving.errors import PrepareFailed, RegistryUnreachable, ServingError, VersionRefused
@@ -182,18 +181,30 @@ def _compile(
     folder: Path, signature: Signature, native: Predictor, known: list[Batch]
 ) -> tuple[Compilation | None, str | None]:
     """Leave kernels in place of the estimator where they answer as it does; else the reason why they do not serve."""
+    into, no_kernel = folder / compiled.FOLDER, ""
     try:
-        root = build_model(native_runtime.read(folder), signature)
-        (folder / compiled.FOLDER).mkdir()
-        kernels.save(root, folder / compiled.FOLDER)
-        root = kernels.load(folder / compiled.FOLDER)  # what was written is what is proven
+        check_release()
+        estimator = native_runtime.read(folder)
+        try:
+            root, tolerance = build_model(estimator, signature), proof.TOLERANCE
+        except NotCompiled as err:
+            no_kernel, tolerance = f"{err}; converted: ", converted.TOLERANCE
+            root = converted.convert(estimator, signature)
+        into.mkdir()
+        kernels.save(root, into)
+        root = kernels.load(into)  # what was written is what is proven
         routed = compiled.predictor(kernels.without(root, Masks))
-        compilation = compare(native, compiled.predictor(root), root, signature, known, others=(routed,))
+        compilation = proof.compare(
+            native, compiled.predictor(root), root, signature, known, tolerance=tolerance, others=(routed,)
+        )
+        if no_kernel:
+            compilation = converted.accepted(compilation)
     except Exception as err:  # whatever goes wrong here, scikit-learn itself can serve the version
-        shutil.rmtree(folder / compiled.FOLDER, ignore_errors=True)
+        shutil.rmtree(into, ignore_errors=True)
         if isinstance(err, OSError) and err.errno in OUR_TROUBLES:
             raise
-        return None, str(err) if isinstance(err, NotCompiled) else f"it cannot be compiled: {_words(err)}"
+        why = str(err) if isinstance(err, NotCompiled) else f"it cannot be compiled: {_words(err)}"
+        return None, no_kernel + why.removeprefix("compiled ") if no_kernel else why
     native_runtime.remove(folder)
     return compilation, None
 

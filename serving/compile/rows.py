@@ -90,7 +90,10 @@ def _back(way: leaves.Bounds, origin: Origin) -> leaves.Bounds:
         if where is None:
             continue
         with np.errstate(all="ignore"):
-            low, high = sorted(where[1](np.array(span)).tolist())
+            ends = where[1](np.array(span))
+        if len(ends) != 2 or np.isnan(ends).any():
+            continue  # no number leads there, as behind a one-hot encoder
+        low, high = sorted(ends.tolist())
         before = found.get(where[0], (-np.inf, np.inf))
         found[where[0]] = max(low, before[0]), min(high, before[1])
     return found
