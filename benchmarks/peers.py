@@ -299,5 +299,6 @@ PEERS = (
     ),
     Peer("floor-wsgi", "floor: the same gunicorn, empty WSGI application", _floor("wsgi_app"), **NOTHING),
     Peer("floor-flask", "floor: the same gunicorn, empty Flask route", _floor("flask_app"), **NOTHING),
+    Peer("floor-loop", "floor: the same, answered on our loop", _floor("loop_app"), **NOTHING),
 )
 BY_NAME = {peer.name: peer for peer in PEERS}

@@ -91,6 +91,7 @@ def targets(results: Results) -> list[Target]:
         Target("requests per second against `mlflow models serve`", 20, ratio(ONE_16, "ours", "mlflow"), True, " ×"),
         Target("requests per second against MLServer, its faster runtime", 13, _against_mlserver(results), True, " ×"),
         Target("against the empty Flask route", 0.85, ratio(ONE_16, "ours", "floor-flask"), True, " ×"),
+        Target("against the empty Flask route on our own loop", 0.85, ratio(ONE_16, "ours", "floor-loop"), True, " ×"),
         Target("median at one connection", 0.5, results.load("ours", ONE_1, "p50_ms"), False, " ms"),
         Target("p99", 10, results.load("ours", ONE_16, "p99_ms"), False, " ms"),
         Target("rows per second, 1,000 a request, against mlflow", 10, ratio(MANY_16, "ours", "mlflow"), True, " ×"),

@@ -1,8 +1,12 @@
-"""What is left when nothing is done: an empty WSGI application, and an empty Flask route."""
+"""What is left when nothing is done: an empty WSGI application, and an empty Flask route.
+
+Both wait for a thread, as any application does under gunicorn; `loop_app` is the Flask route on this service's own loop.
+"""
 
 from flask import Flask, request
 
-flask_app = Flask(__name__, static_folder=None)
+flask_app, loop_app = Flask(__name__, static_folder=None), Flask(__name__, static_folder=None)
+loop_app.extensions["cheap"] = lambda path, body_bytes: True
 
 
 def wsgi_app(environ, start_response):
@@ -11,6 +15,7 @@ def wsgi_app(environ, start_response):
     return [b"{}"]
 
 
+@loop_app.post("/predict")
 @flask_app.post("/predict")
 def empty():
     request.get_data(cache=False)
