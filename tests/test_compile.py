@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     GradientBoostingClassifier,
@@ -53,6 +53,7 @@ NAMES = np.array(["setosa", "versicolor", "virginica"])[SPECIES]
 CELLS, BENIGN = (part[:200] for part in load_breast_cancer(return_X_y=True))
 PATIENTS, PROGRESS = (part[:150] for part in load_diabetes(return_X_y=True))
 CELLS = CELLS[:, :6]
+DIGITS, NUMBERS = (part[:400] for part in load_digits(return_X_y=True))
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,8 @@ ON_ARRAYS: list[tuple[Any, np.ndarray, np.ndarray]] = [
     (GradientBoostingRegressor(n_estimators=5, **SEED), PATIENTS, PROGRESS),
     (HistGradientBoostingClassifier(max_iter=5, **SEED), IRIS, SPECIES),
     (HistGradientBoostingClassifier(max_iter=5, **SEED), CELLS, BENIGN),
+    (HistGradientBoostingClassifier(max_iter=4, **SEED), DIGITS, NUMBERS),
+    (GradientBoostingClassifier(n_estimators=3, **SEED), DIGITS, NUMBERS),
     (HistGradientBoostingRegressor(max_iter=5, loss="poisson", **SEED), PATIENTS, PROGRESS),
     (LogisticRegression(max_iter=300), IRIS, NAMES),
     (make_pipeline(StandardScaler(), LogisticRegression()), CELLS, BENIGN),

@@ -1,12 +1,12 @@
 """What is left when nothing is done: an empty WSGI application, and an empty Flask route.
 
-Both wait for a thread, as any application does under gunicorn; `loop_app` is the Flask route on this service's own loop.
+Both wait for a thread, as any application does under gunicorn. `loop_app` is the Flask route on this service's loop.
 """
 
 from flask import Flask, request
 
 flask_app, loop_app = Flask(__name__, static_folder=None), Flask(__name__, static_folder=None)
-loop_app.extensions["cheap"] = lambda path, body_bytes: True
+loop_app.extensions["cheap"] = lambda *_: True
 
 
 def wsgi_app(environ, start_response):

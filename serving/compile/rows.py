@@ -25,6 +25,7 @@ WHOLE = ("long", "integer", "int64", "int32")
 UNKNOWN_TEXTS = ("", " ", "no such category")
 SPECIAL_NUMBERS = (np.nan, np.inf, -np.inf, 1e39, -1e39, 1e308, -0.0, 1e-310, 1e-50)
 MISSING_SHARE = 0.1
+FAR_SHARE = 0.1  # callers ask about more than what a few known rows show
 LEAVES = 20_000  # so many are reached on purpose
 LARGEST = 1e38  # beyond it float32 ends, and with it what trees take
 
@@ -226,7 +227,7 @@ class Maker:
         return gaps
 
     def _plain_numbers(self, k: int, count: int) -> np.ndarray:
-        """Over the range of what is known of the column and a tenth beyond, and known values with some noise."""
+        """Over the range of what is known of the column and a tenth beyond, some far beyond, and known values."""
         known = self._known[k]
         known = known[np.isfinite(known)] if known.dtype.kind == "f" else known.astype(np.float64)
         numbers = [value for value in self._categories[k] if isinstance(value, (int, float)) and value == value]
@@ -234,6 +235,8 @@ class Maker:
         low, high = (float(every.min()), float(every.max())) if len(every) else (-3.0, 3.0)
         margin = 0.1 * (high - low) if high > low else max(1.0, abs(high))
         values = self._random.uniform(low - margin, high + margin, count)
+        far = self._random.random(count) < FAR_SHARE
+        values[far] = self._random.uniform(low - 100 * margin, high + 100 * margin, int(far.sum()))
         for part in (known, np.array(numbers, np.float64)):
             if len(part):
                 some = self._random.random(count) < 0.4

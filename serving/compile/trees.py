@@ -16,7 +16,7 @@ import numpy as np
 from serving.compile import NotCompiled
 from serving.compile.masks import masks
 from serving.kernels import Kernel
-from serving.kernels.models import Average, Classifier, SeveralClassifiers, Values
+from serving.kernels.models import Average, ByColumns, Classifier, SeveralClassifiers, Values
 from serving.kernels.trees import Trees
 
 LESS_OR_EQUAL, IS_MEMBER = 0, 6  # of ai.onnx.ml 5
@@ -280,7 +280,7 @@ def _of_predictor(predictor: Any, output: int, outputs: int) -> Tree:
 
 
 def histogram_classifier(estimator: Any) -> Kernel:
-    return _log_loss(_histogram(estimator), estimator, inclusive=False)
+    return _log_loss(ByColumns(_histogram(estimator)), estimator, inclusive=False)
 
 
 def histogram_regressor(estimator: Any) -> Kernel:

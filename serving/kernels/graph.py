@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.kernels import Table, block, columns, kernel
+from serving.kernels import Table, block, kernel, rows
 from serving.kernels.columns import Refused, check_finite
 from serving.kernels.models import labels_of
 from serving.tensors import Prediction
@@ -58,8 +58,7 @@ class Graph:
         first, *others = self._run(list(self.outputs), self._fed(table), None)
         if self.gives == "block":
             return first
-        rows = len(table) if isinstance(table, np.ndarray) else len(table[0])
-        values = first.reshape(rows, -1)  # some graphs give labels as one row, others as one column
+        values = first.reshape(rows(table), -1)  # some graphs give labels as one row, others as one column
         if values.shape[1] == 1:
             values = values[:, 0]
         if self.gives == "values":
@@ -72,7 +71,8 @@ class Graph:
             numbers = np.ascontiguousarray(block(table), np.float64)
             check_finite(numbers, missing_fit=self.missing_fit)
             return {self.inputs[0]: numbers}
-        named = zip(self.inputs, self.types, columns(table), strict=True)
+        columns = table if isinstance(table, tuple) else tuple(table.T)
+        named = zip(self.inputs, self.types, columns, strict=True)
         return {name: self._column(kind, column, position) for position, (name, kind, column) in enumerate(named)}
 
     def _column(self, kind: str, column: np.ndarray, position: int) -> np.ndarray:

@@ -48,6 +48,16 @@ class Average:
 
 
 @kernel
+class ByColumns:
+    """Numbers column after column in memory, which decides in what order NumPy adds up a row of eight or more."""
+
+    score: Kernel
+
+    def __call__(self, table: Table) -> np.ndarray:
+        return np.asfortranarray(self.score(table))
+
+
+@kernel
 class Values:
     """A regressor: ``score`` as it is (``link`` "identity") or its exponential ("log"); one output or several."""
 
