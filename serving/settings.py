@@ -60,7 +60,9 @@ class Settings:
     web_concurrency: int = setting(
         0, "Worker processes. 0: as many as the CPU limit (cgroup) allows.", least=0, most=256
     )
-    threads: int = setting(4, "Threads of each worker.", least=1, most=256)
+    threads: int = setting(
+        16, "Threads of each worker: how many slow requests it takes at once, and answers together.", least=1, most=256
+    )
     max_batch_rows: int = setting(
         256, "Rows that are answered together at most, for a model that gains from it. 0: never together.", least=0
     )
