@@ -202,7 +202,7 @@ def _send(sender: Connection, step: Any, inputs: tuple[tuple[str, str], ...], wi
     except NotCompiled as err:
         sender.send(str(err))
     except Exception as err:  # whatever skl2onnx says of an estimator that it does not convert
-        first = (str(err).strip().splitlines() or [""])[0]
+        first = (str(err).strip().splitlines() or [""])[0].split(". ")[0]
         sender.send(f"{type(err).__name__}: {first[:150]}")
 
 
