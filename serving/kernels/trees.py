@@ -7,12 +7,12 @@ to float32 first, as scikit-learn's trees do (those of histogram gradient boosti
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from serving.kernels import Table, block, kernel
 from serving.kernels.columns import check_finite
+from serving.kernels.graph import Run, run_of
 from serving.kernels.masks import Masks
 
 MANY_ROWS = 16  # from which on masks are faster
@@ -30,15 +30,8 @@ class Trees:
     masks: Masks | None = None  # another way for many rows, to the same bits
 
     @cached_property
-    def _run(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(self.graph.tobytes(), options, providers=["CPUExecutionProvider"])
-        return getattr(session, "_sess", session).run  # without its Python wrapper, which takes as long as ten trees
+    def _run(self) -> Run:
+        return run_of(self.graph)
 
     def __call__(self, table: Table) -> np.ndarray:
         numbers = block(table)
