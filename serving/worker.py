@@ -52,7 +52,7 @@ FOR_ALL = {
 PARAMETERS = {
     "run": [],
     "accept": ["listener"],
-    "handle": ["conn"],
+    "handle_error": ["req", "client", "addr", "exc"],
     "enqueue_req": ["conn"],
     "finish_request": ["conn", "fs"],
     "on_client_socket_readable": ["conn", "client"],
@@ -61,7 +61,7 @@ PARAMETERS = {
     "murder_pending": [],
 }
 WORKER_NAMES = {"keepalived_conns", "pending_conns", "nr_conns", "poller", "tpool", "method_queue"}
-CONNECTION_NAMES = {"sock", "parser", "timeout", "initialized", "is_http2", "data_ready"}
+CONNECTION_NAMES = {"sock", "parser", "timeout", "initialized", "data_ready", "client", "server"}
 
 
 def unfamiliar(worker: Any = ThreadWorker, connection: Any = TConn) -> list[str]:

@@ -265,6 +265,22 @@ def test_more_than_a_turn_takes_goes_to_the_pool(start: Callable[..., Server]) -
     assert INLINE_PER_TURN > 16
 
 
+@pytest.mark.parametrize(
+    ("trusted", "where"), [("127.0.0.1", "pool"), ("10.0.0.7", "loop"), ("*", "pool"), ("10.0.0.0/8", "pool")]
+)
+def test_a_scheme_that_gunicorn_may_have_to_believe_goes_to_the_pool(
+    start: Callable[..., Server], trusted: str, where: str
+) -> None:
+    client = start(f"forwarded_allow_ips = {trusted!r}").client()
+    assert client.ask("/fast", headers="X-Forwarded-Proto: https\r\n").where == where
+    assert client.ask("/fast", headers="X-Forwarded-For: 1.2.3.4\r\n").where == "loop"
+
+
+def test_a_mounted_application_has_its_pool(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_NAME", "/fast")
+    assert start().client().ask("/fast/fast").where == "pool"
+
+
 def test_tls_never_takes_the_loop(start: Callable[..., Server], tmp_path: Path) -> None:
     _certificate(tmp_path)
     server = start(f"certfile, keyfile = '{tmp_path / 'cert'}', '{tmp_path / 'key'}'")
@@ -543,7 +559,7 @@ def test_a_changed_gunicorn_is_told_by_name() -> None:
             self.keepalived_conns = self.nr_conns = self.poller = self.tpool = self.method_queue = None
 
         run, accept = ThreadWorker.run, ThreadWorker.accept
-        handle, enqueue_req = ThreadWorker.handle, ThreadWorker.enqueue_req
+        handle_error, enqueue_req = ThreadWorker.handle_error, ThreadWorker.enqueue_req
         on_client_socket_readable = ThreadWorker.on_client_socket_readable
         wait_for_and_dispatch_events = ThreadWorker.wait_for_and_dispatch_events
         murder_pending = ThreadWorker.murder_pending
@@ -553,9 +569,9 @@ def test_a_changed_gunicorn_is_told_by_name() -> None:
 
     class Connection:
         def __init__(self) -> None:
-            self.sock = self.timeout = self.initialized = self.is_http2 = self.data_ready = None
+            self.sock = self.timeout = self.initialized = self.client = self.data_ready = None
 
         init, close = TConn.init, TConn.close
 
     assert unfamiliar(Worker) == ["finish_request", "on_pending_socket_readable", "pending_conns"]
-    assert unfamiliar(connection=Connection) == ["parser", "set_timeout"]
+    assert unfamiliar(connection=Connection) == ["parser", "server", "set_timeout"]

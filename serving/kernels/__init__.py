@@ -2,7 +2,7 @@
 
 A kernel is a frozen dataclass of plain values, arrays and other kernels that is called with a table. A model's kernels
 form a tree, which `save` writes as ``kernels.json`` with ``arrays.bin`` and `load` reads back. Nothing is unpickled.
-NumPy's own formats take ten times as long to read, and a worker loads while it answers.
+NumPy's own archive took two fifths of the time of a load, and a worker loads while it answers.
 
 A table is what flows between them: an array of shape (rows, columns), or a tuple of columns of different types.
 """
