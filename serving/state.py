@@ -1,12 +1,18 @@
 """Where a service keeps what its processes share: one folder, whose paths are named here and nowhere else.
 
-<state>/service.lock                      held by the service that uses this folder
+<state>/service.lock, service.json        held by the service that uses this folder, and when it began
 <state>/agent.lock                        held by the one agent and the worker that keeps it
 <state>/models/<name>/desired.json        which bundle every worker should serve, by generation
 <state>/models/<name>/status.json         what the agent saw last: registry, refused version
 <state>/models/<name>/asks, answers/      "look now", and what came of it
 <state>/models/<name>/bundles/<key>/      prepared versions
 <state>/workers/<id>.lock, <id>.json      living workers, and what each serves
+<state>/metrics/                          what each process counted
+<state>/ledger/spool/                     pages of predictions that wait for the database
+<state>/ledger/asks/, answers/            labels that wait for it, and what came of them
+<state>/ledger/bad/                       what the database refused, for people to look at
+<state>/ledger/status.json                whether the database answers, and live quality
+<state>/ledger/writer.lock                held by the one writer
 """
 
 from __future__ import annotations
@@ -26,6 +32,20 @@ class ModelState:
         self.asks = self.home / "asks"
         self.answers = self.home / "answers"
         self.bundles = self.home / "bundles"
+
+
+class LedgerState:
+    """The paths of the ledger."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / "ledger"
+        self.spool = self.path / "spool"
+        self.asks = self.path / "asks"
+        self.answers = self.path / "answers"
+        self.bad = self.path / "bad"
+        self.status = self.path / "status.json"
+        self.lock = self.path / "writer.lock"
+        self.default_url = f"sqlite:///{self.path / 'ledger.db'}"
 
 
 class Lock:
