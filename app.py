@@ -8,24 +8,32 @@ import os
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.errors import SettingError
 from serving.settings import ROOT, Settings
+from serving.state import LedgerState
 
 if TYPE_CHECKING:
     from flask import Flask
+    from prometheus_client import CollectorRegistry
 
+    from serving.agent import Keeper
+    from serving.exposition import Exposition
     from serving.metrics import Metrics
+    from serving.observer import Recorder
     from serving.service import Service
+    from serving.telemetry import RequestLog
+    from serving.tracing.spans import Tracer
 
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI application of one worker, loaded and following. ``app.extensions["service"].close()`` ends it."""
     from flask import Flask
 
-    from serving import ops, telemetry, web
+    from serving import ops, telemetry, tracing, web
     from serving.lane import Lane
     from serving.protocols import simple
 
@@ -33,32 +41,75 @@ def create_app(settings: Settings | None = None) -> Flask:
     telemetry.log_to_stdout(settings.log_level, settings.log_format)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # a path that is not ours is a 404, not a redirect
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    metrics, http_metrics = web.install_metrics(app)
-    dropped = metrics.log_lines_dropped.labels("requests").inc
-    requests = telemetry.RequestLog(settings.log_level, settings.log_format, dropped=dropped)
-    atexit.register(requests.flush)
-    service = build_service(settings, metrics)
-    web.install(app, service, requests)
+    app.config["MAX_CONTENT_LENGTH"] = limit = settings.max_body_bytes
+    tracer = tracing.start(app)
+    metrics, http_metrics, registry = web.install_metrics(app)
+    exposition = _exposition(settings, registry)
+    requests = _request_log(settings, metrics)
+    service = build_service(settings, metrics, exposition, tracer)
+    web.install(app, service, requests, tracer)
     protocol = simple.Simple(service)
     app.register_blueprint(simple.blueprint(service, protocol))
-    app.register_blueprint(ops.blueprint(service))
-    limit = settings.max_body_bytes
-    lane = Lane(app.wsgi_app, service.store, protocol, http_metrics, requests, max_body_bytes=limit)
+    app.register_blueprint(ops.blueprint(service, exposition))
+    http_metrics.start_at_zero("POST", simple.ROUTES, simple.STATUSES)
+    counted = metrics, http_metrics
+    lane = Lane(app.wsgi_app, service.store, protocol, *counted, requests, max_body_bytes=limit, tracer=tracer)
     app.wsgi_app = lane  # type: ignore[method-assign]
     app.extensions.update(service=service, requests=requests, cheap=lane.cheap)
     service.start()
     return app
 
 
-def build_service(settings: Settings, metrics: Metrics) -> Service:
+def _request_log(settings: Settings, metrics: Metrics) -> RequestLog:
+    from serving.telemetry import RequestLog
+
+    dropped = metrics.log_lines_dropped.labels("requests").inc
+    requests = RequestLog(settings.log_level, settings.log_format, dropped=dropped)
+    atexit.register(requests.flush)
+    return requests
+
+
+def _exposition(settings: Settings, own: CollectorRegistry) -> Exposition:
+    """All metrics of the service; ``own`` are those of this process."""
+    from serving.exposition import Exposition
+
+    limit = settings.ledger_spool_bytes
+    return Exposition(settings.model_names, settings.state_dir, _metrics_dir(), own, spool_limit_bytes=limit)
+
+
+def _metrics_dir() -> Path | None:
+    """Where the processes of one service count, when there are several."""
+    shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(shared) if shared else None
+
+
+def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, tracer: Tracer | None) -> Service:
     """The parts of a service, from its settings."""
-    from serving.agent import Config, Keeper
-    from serving.registry import Ref
+    from serving.ledger import Feedback
+    from serving.observer import Observer
     from serving.service import Service
     from serving.store import Batching, Store
 
-    refs = [Ref.parse(text) for text in settings.models]
+    state_dir = settings.state_dir
+    batching = Batching(settings.max_batch_rows, settings.max_queue_rows, settings.predict_timeout_s)
+    return Service(
+        Store(settings.model_names, state_dir, metrics, batching if settings.max_batch_rows else None),
+        _keeper(settings),
+        Observer(metrics, _recorder(settings, metrics)),
+        Feedback(LedgerState(state_dir)) if settings.ledger_sample else None,
+        metrics,
+        exposition,
+        state_dir,
+        reload_timeout_s=settings.reload_timeout_s,
+        tracer=tracer,
+    )
+
+
+def _keeper(settings: Settings) -> Keeper:
+    """What keeps the agent alive; secrets go to it by its environment."""
+    from serving.agent import Config, Keeper, Ledger
+    from serving.exposition import fold
+
     config = Config(
         models=settings.models,
         state_dir=str(settings.state_dir),
@@ -70,18 +121,28 @@ def build_service(settings: Settings, metrics: Metrics) -> Service:
         url=settings.url,
         log_level=settings.log_level,
         log_format=settings.log_format,
+        ledger=Ledger(settings.ledger_keep_days, settings.ledger_max_rows) if settings.ledger_sample else None,
     )
-    login = {
+    secrets = {
         "MLFLOW_TRACKING_USERNAME": settings.mlflow_tracking_username,
         "MLFLOW_TRACKING_PASSWORD": settings.mlflow_tracking_password,
         "MLFLOW_TRACKING_TOKEN": settings.mlflow_tracking_token,
+        "DATABASE_URL": settings.database_url,
     }
-    keeper = Keeper(config, {name: value for name, value in login.items() if value})
-    batching = Batching(settings.max_batch_rows, settings.max_queue_rows, settings.predict_timeout_s)
-    store = Store(
-        [ref.name for ref in refs], settings.state_dir, metrics, batching if settings.max_batch_rows else None
-    )
-    return Service(store, keeper, metrics, settings.state_dir, reload_timeout_s=settings.reload_timeout_s)
+    metrics_dir = _metrics_dir()
+    on_end = partial(fold, metrics_dir) if metrics_dir else None
+    return Keeper(config, {name: value for name, value in secrets.items() if value}, on_end)
+
+
+def _recorder(settings: Settings, metrics: Metrics) -> Recorder | None:
+    """What writes the ledger's pages, where there is a ledger."""
+    from serving.ledger import Spool
+    from serving.observer import Recorder
+
+    if not settings.ledger_sample:
+        return None
+    spool = Spool(LedgerState(settings.state_dir).spool, settings.ledger_spool_bytes)
+    return Recorder(spool, metrics.ledger, sample=settings.ledger_sample, omit=settings.ledger_omit)
 
 
 def check_start(settings: Settings) -> None:

@@ -14,21 +14,36 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from prometheus_client import CollectorRegistry
+
 from serving import notes, telemetry
 from serving.bundle import Bundle
+from serving.errors import SettingError
 from serving.follower import TICK_S, Follower
+from serving.metrics import Metrics
 from serving.prepare import prepare_in_child
 from serving.registry import Auth, LocalFiles, Ref, Version, registry_at
-from serving.state import Lock, ModelState
+from serving.state import LedgerState, Lock, ModelState
 
 ROOT = Path(__file__).resolve().parent.parent
+WRITER_END_S = 3.0
 
 log = logging.getLogger("serving.agent")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """How the ledger is kept. Its database's URL, which may hold a password, travels by environment."""
+
+    keep_days: float
+    max_rows: int
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,16 @@ class Config:
     url: str  # where the service listens
     log_level: str
     log_format: str
+    ledger: Ledger | None = None  # without: nothing is recorded
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
-def run(config: Config, auth: Auth, stop: threading.Event) -> None:
-    """Follow every model of ``config`` until ``stop``, each in a thread of its own."""
+def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) -> None:
+    """Follow every model of ``config`` and write the ledger until ``stop``, each in a thread of its own."""
+    metrics = Metrics(CollectorRegistry())
+    writer = _start_writer(config, database_url, metrics, stop) if config.ledger is not None else None
     registry = registry_at(config.tracking_uri, auth)
     local = LocalFiles(Path(config.model_dir))
 
@@ -64,7 +82,16 @@ def run(config: Config, auth: Auth, stop: threading.Event) -> None:
         state = ModelState(Path(config.state_dir), ref.name)
         _remove_leftovers(state)
         url = f"{config.url}/predict" if len(config.models) == 1 else f"{config.url}/models/{quote(ref.name)}/predict"
-        follower = Follower(ref, registry, local, state, prepare, keep_bundles=config.keep_bundles, url=url)
+        follower = Follower(
+            ref,
+            registry,
+            local,
+            state,
+            prepare,
+            keep_bundles=config.keep_bundles,
+            url=url,
+            on_failure=partial(_count_failure, metrics, ref.name),
+        )
         threads.append(
             threading.Thread(target=follower.follow, args=(stop, config.poll_interval_s), name=f"follow-{ref.name}")
         )
@@ -72,6 +99,35 @@ def run(config: Config, auth: Auth, stop: threading.Event) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    if writer is not None:
+        writer.join(WRITER_END_S)  # what it does not write now it writes at the next start
+
+
+def _count_failure(metrics: Metrics, model: str, reason: str) -> None:
+    metrics.load_failures.labels(model, reason).inc()
+
+
+def _start_writer(config: Config, url: str, metrics: Metrics, stop: threading.Event) -> threading.Thread | None:
+    """The ledger's writer at work; None where its database cannot be one, which stops nothing else."""
+    from serving.ledger.writer import Hooks, Writer  # brings SQLAlchemy
+
+    assert config.ledger is not None
+    ledger = metrics.ledger
+    hooks = Hooks(
+        written=ledger.written_rows.inc,
+        lost=lambda rows, reason: ledger.lost_rows.labels(reason).inc(rows),
+        label=lambda model, outcome, labels: ledger.labels.labels(model, outcome).inc(labels),
+        delay=lambda model, seconds: ledger.delay_s.labels(model).observe(seconds),
+    )
+    limits = asdict(config.ledger)
+    try:
+        writer = Writer(url, LedgerState(Path(config.state_dir)), hooks=hooks, **limits)
+    except SettingError as err:
+        log.error("there is no ledger: %s", err)
+        return None
+    thread = threading.Thread(target=writer.run, args=(stop,), name="ledger-writer", daemon=True)
+    thread.start()
+    return thread
 
 
 def _remove_leftovers(state: ModelState) -> None:
@@ -83,7 +139,8 @@ def _remove_leftovers(state: ModelState) -> None:
 def main() -> None:
     """Run the agent that the command line's JSON describes, until standard input closes: its keeper is gone then."""
     plain = json.loads(sys.argv[1])
-    config = Config(**{**plain, "models": tuple(plain["models"])})
+    ledger = Ledger(**plain["ledger"]) if plain["ledger"] else None
+    config = Config(**{**plain, "models": tuple(plain["models"]), "ledger": ledger})
     telemetry.log_to_stdout(config.log_level, config.log_format)
     stop = threading.Event()
 
@@ -92,7 +149,8 @@ def main() -> None:
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    run(config, Auth.from_env(), stop)
+    database_url = os.environ.pop("DATABASE_URL", "")  # no version that is prepared needs to know it
+    run(config, Auth.from_env(), database_url, stop)
     os._exit(0)
 
 
@@ -108,10 +166,16 @@ class Keeper:
 
     CHECK_S = 0.5
 
-    def __init__(self, config: Config, environment: dict[str, str] | None = None) -> None:
-        """``environment`` is added to ours for the agent: the way for secrets."""
+    def __init__(
+        self,
+        config: Config,
+        environment: dict[str, str] | None = None,
+        on_end: Callable[[int], object] | None = None,
+    ) -> None:
+        """``environment`` is added to ours for the agent: the way for secrets. ``on_end`` is told of its end."""
         self._config = config
         self._environment = environment or {}
+        self._on_end = on_end
         self._lock = Lock(Path(config.state_dir) / "agent.lock")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="agent-keeper", daemon=True)
@@ -155,6 +219,8 @@ class Keeper:
         except subprocess.TimeoutExpired:
             agent.kill()
             agent.wait()
+        if self._on_end is not None:
+            self._on_end(agent.pid)
         if not self._stop.is_set():
             log.error("the agent ended with code %s; starting it again", agent.returncode)
 

@@ -18,7 +18,7 @@ from serving import notes
 from serving.digest import file_sha256
 from serving.tensors import Classes, Signature
 
-FORMAT = 3
+FORMAT = 4
 
 installed_version = cache(version)  # what a process has imported does not change either
 

@@ -48,8 +48,12 @@ class Follower:
         *,
         keep_bundles: int,
         url: str = "",
+        on_failure: Callable[[str], object] = lambda _reason: None,
     ) -> None:
-        """``url`` is where this model is predicted with, for the line that says how to try it."""
+        """``url`` is where this model is predicted with, for the line that says how to try it.
+
+        ``on_failure`` is told why a version does not go live: the reason of its refusal, or ``prepare_failed``.
+        """
         self.ref = ref
         self._registry = registry
         self._local = local
@@ -61,6 +65,7 @@ class Follower:
         self._retry_at, self._retry_s = 0.0, RETRY_S[0]
         self._said = ""
         self._url = url
+        self._on_failure = on_failure
         state.asks.mkdir(parents=True, exist_ok=True)
 
     def follow(self, stop: threading.Event, poll_interval_s: float) -> None:
@@ -169,9 +174,12 @@ class Follower:
             bundle = self._bundle(version, self._state.bundles / key)
             self._check_signature(version, bundle, desired)
         except VersionRefused as err:
+            self._on_failure(err.reason)
             self._refuse(version, identity, err)
             raise VersionRefused(f"{version.name} version {version.version} refused: {err}", reason=err.reason) from err
-        except ServingError:
+        except ServingError as err:
+            if isinstance(err, PrepareFailed):
+                self._on_failure(err.code)
             self._wait_longer(identity)
             raise
         self._failed = None
@@ -266,7 +274,11 @@ class Follower:
     def _write_status(self, **seen: Any) -> None:
         """Note what was seen of the registry and which version is refused. A full disk must not stop the following."""
         status = notes.read(self._state.status) or {}
-        registry = {**seen, "checked_at": _now()} if seen else status.get("registry")
+        registry = status.get("registry")
+        if seen:
+            now, before = _now(), registry or {}
+            answered_at = now if seen["reachable"] else before.get("answered_at")
+            registry = {**seen, "checked_at": now, "answered_at": answered_at}
         try:
             notes.write(self._state.status, {"registry": registry, "refused": self._refused})
         except OSError as err:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
+import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving import telemetry
+from serving import notes, telemetry
 from serving.settings import Settings
-from serving.state import Lock
+from serving.state import LedgerState, Lock
 from serving.worker import DrainingWorker, InlineWorker, unfamiliar
 
 settings = Settings.from_env()
@@ -64,7 +67,10 @@ logconfig_dict: dict[str, Any] = {
 # How long a thread may keep the loop from answering, while it loads a version or writes the log; Python's own is 5 ms.
 SWITCH_S = 0.001
 
+LEDGER_END_S = 10
+
 _service_lock = Lock(settings.state_dir / "service.lock")
+_own_sockets: list[socket.socket] = []  # the master's, which no worker needs
 log = logging.getLogger("serving.gunicorn")
 
 
@@ -77,6 +83,8 @@ def on_starting(server: Any) -> None:
     if not _service_lock.acquire():
         print(f"another service uses {settings.state_dir}; give each its own STATE_DIR", file=sys.stderr)
         raise SystemExit(1)
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    notes.write(settings.state_dir / "service.json", {"started_at": started_at})
     metrics_dir.mkdir(parents=True, exist_ok=True)
     for left in metrics_dir.glob("*.db"):  # of the service before us; whatever else lies there is not ours
         left.unlink()
@@ -93,6 +101,29 @@ def when_ready(server: Any) -> None:
         settings.threads,
         ", ".join(settings.models),
     )
+    if settings.metrics_port:
+        _serve_metrics()
+
+
+def _serve_metrics() -> None:
+    """``/metrics`` from the master, which answers however busy the workers are."""
+    from serving.exposition import Exposition, serve
+
+    exposition = Exposition(
+        settings.model_names, settings.state_dir, metrics_dir, spool_limit_bytes=settings.ledger_spool_bytes
+    )
+    try:
+        _own_sockets.append(serve(exposition, settings.bind_address, settings.metrics_port))
+    except OSError as err:
+        log.error("METRICS_PORT %d cannot be used: %s", settings.metrics_port, err.strerror)
+    else:
+        log.info("metrics on port %d too", settings.metrics_port)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """In the worker, before anything else: what is the master's is not ours to keep open."""
+    for own in _own_sockets:
+        own.close()
 
 
 def post_worker_init(worker: Any) -> None:
@@ -103,10 +134,26 @@ def post_worker_init(worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """A worker is gone: its gauges no longer count, its counters stay."""
-    from prometheus_client import multiprocess
+    """A worker is gone: its gauges no longer count, what it counted stays."""
+    from serving.exposition import fold
 
-    multiprocess.mark_process_dead(worker.pid)
+    fold(metrics_dir, worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    """In the master, after all workers: what they left for the ledger goes into its database, if that answers."""
+    ledger = LedgerState(settings.state_dir)
+    left = [path for folder in (ledger.spool, ledger.asks) if folder.is_dir() for path in folder.iterdir()]
+    if not left or server.reexec_pid:
+        return  # whoever replaces us (USR2) has them now
+    log.info("writing %d pages to the ledger", len(left))
+    command = [sys.executable, "-m", "serving.ledger", "drain", "--timeout", str(LEDGER_END_S)]
+    try:
+        done = subprocess.run(command, start_new_session=True, check=False, timeout=LEDGER_END_S + 10)
+    except (OSError, subprocess.TimeoutExpired):
+        done = None
+    if done is None or done.returncode != 0:
+        log.warning("some pages are left in %s, for the next start", ledger.spool)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

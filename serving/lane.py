@@ -12,16 +12,19 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from werkzeug.http import HTTP_STATUS_CODES
 
 from serving.answers import JSON, dumps
 from serving.errors import ServingError
-from serving.metrics import HttpMetrics
+from serving.metrics import HttpMetrics, Metrics
 from serving.protocols.simple import BY_MODEL, BY_VERSION, DEFAULT_MODEL, Simple, error_content, error_headers, failure
 from serving.store import Live, Store
 from serving.telemetry import REQUEST_ID_HEADER, Request, RequestLog, request_id
+
+if TYPE_CHECKING:
+    from serving.tracing.spans import Tracer
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -37,14 +40,25 @@ class Lane:
     """WSGI middleware around ``app``; outermost, because it reads a body whole or not at all."""
 
     def __init__(
-        self, app: App, store: Store, simple: Simple, metrics: HttpMetrics, requests: RequestLog, *, max_body_bytes: int
+        self,
+        app: App,
+        store: Store,
+        simple: Simple,
+        metrics: Metrics,
+        http_metrics: HttpMetrics,
+        requests: RequestLog,
+        *,
+        max_body_bytes: int,
+        tracer: Tracer | None = None,
     ) -> None:
         self.app = app
         self._store = store
         self._simple = simple
         self._metrics = metrics
+        self._http_metrics = http_metrics
         self._requests = requests
         self._max_body_bytes = max_body_bytes
+        self._tracer = tracer
         self._paths: dict[str, tuple[str, str | None]] = {DEFAULT_MODEL: (DEFAULT_MODEL, None)}
         for name in store.names:
             path = f"/models/{name}/predict".encode().decode("latin-1")  # as WSGI writes it
@@ -61,7 +75,12 @@ class Lane:
             environ["wsgi.input"] = io.BytesIO(data)
             return self.app(environ, start_response)
         who = request_id(environ.get("HTTP_X_REQUEST_ID"))
+        span = None if self._tracer is None else self._tracer.begin(environ, route, started)
         status, body, more = self._answer(route, live, data, who)
+        trace_id = None
+        if span is not None:
+            trace_id, header = span.end(status)
+            more = [*more, header]
         bundle, duration_s = live.bundle, time.perf_counter() - started
         headers = [
             ("Content-Type", JSON),
@@ -71,8 +90,10 @@ class Lane:
             ("X-Model-Version", bundle.version),
         ]
         start_response(STATUSES[status], headers)
-        self._metrics.count("POST", route, status, duration_s)
-        self._requests.write(Request(time.time(), "POST", route, status, who, bundle.name, bundle.version, duration_s))
+        self._http_metrics.count("POST", route, status, duration_s)
+        self._requests.write(
+            Request(time.time(), "POST", route, status, who, bundle.name, bundle.version, duration_s, trace_id)
+        )
         return [body]
 
     def cheap(self, path: str, body_bytes: int) -> bool:
@@ -105,12 +126,16 @@ class Lane:
 
     def _answer(self, route: str, live: Live, data: bytes, who: str) -> tuple[int, bytes, list[tuple[str, str]]]:
         """Status, body, and the headers that an error adds."""
+        self._metrics.in_flight.begin()
         try:
             return 200, self._simple.answer(live, data, who), []
         except ServingError as err:
             error = err
         except Exception as err:
             error = failure(err, "POST", route, who)
+        finally:
+            self._metrics.in_flight.end()
+        self._metrics.count_rejected(error.code)
         return error.status, dumps(error_content(error, who)), error_headers(error)
 
 

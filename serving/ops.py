@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
+from prometheus_client.exposition import choose_encoder
 
 from serving.answers import json_response
+from serving.exposition import Exposition
+from serving.payload import check_media, parsed
 from serving.service import Service
 
 RETRY_AFTER_S = "1"
 
 
-def blueprint(service: Service) -> Blueprint:
+def blueprint(service: Service, exposition: Exposition) -> Blueprint:
     """Routes for people and machines that run the service."""
     bp = Blueprint("ops", __name__)
+    _add_probes(bp, service)
+    _add_models(bp, service)
 
+    @bp.get("/metrics")
+    def metrics() -> Response:
+        wanted = request.args.getlist("name[]")
+        registry = exposition.registry(described=bool(wanted))
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        chosen = registry.restricted_registry(wanted) if wanted else registry
+        return Response(encode(chosen), content_type=content_type)
+
+    return bp
+
+
+def _add_probes(bp: Blueprint, service: Service) -> None:
     @bp.get("/livez")
     def livez() -> Response:
         return json_response({"status": "alive"})
@@ -26,6 +43,8 @@ def blueprint(service: Service) -> Blueprint:
     def health() -> Response:
         return _readiness({"status": _word(service), "models": service.overview()}, service)
 
+
+def _add_models(bp: Blueprint, service: Service) -> None:
     @bp.get("/models")
     def models() -> Response:
         return json_response({"models": service.overview()})
@@ -34,6 +53,17 @@ def blueprint(service: Service) -> Blueprint:
     @bp.get("/models/<model>")
     def info(model: str | None = None) -> Response:
         return json_response(service.info(model))
+
+    @bp.get("/model/drift")
+    @bp.get("/models/<model>/drift")
+    def drift(model: str | None = None) -> Response:
+        return json_response(service.drift(model))
+
+    @bp.post("/feedback")
+    def feedback() -> Response:
+        check_media()
+        done = service.feedback(parsed(request.get_data(cache=False)))
+        return json_response(done, 202 if "pending" in done else 200)
 
     @bp.post("/model/reload")
     @bp.post("/models/<model>/reload")
@@ -48,8 +78,6 @@ def blueprint(service: Service) -> Blueprint:
                 "duration_s": round(done.duration_s, 3),
             }
         )
-
-    return bp
 
 
 def _word(service: Service) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import bundle as bundles
-from serving import kernels, notes, reference, registry
+from serving import drift, kernels, notes, reference, registry
 from serving.batching.cost import Cost, measure, pays
 from serving.bundle import Bundle, BundleUnreadable, Compilation, Proof
 from serving.compile import NotCompiled, build_model, check_release, converted, proof
@@ -77,6 +77,7 @@ def prepare(job: Job, auth: Auth) -> Bundle:
     proof, reference_rows = _prove(artifacts, signature, predictor)
     example = _example(artifacts, signature)
     example_rows = _answer(example, signature, classes, predictor)
+    _keep_profile(artifacts, folder)
     known = [batch for batch in (example_rows, reference_rows) if batch is not None]
     compilation, native = _compile(folder, signature, predictor, known) if name == "sklearn" else (None, None)
     cost = _cost(compiled.load(folder) if compilation else predictor, known)
@@ -207,6 +208,13 @@ def _compile(
         return None, no_kernel + why.removeprefix("compiled ") if no_kernel else why
     native_runtime.remove(folder)
     return compilation, None
+
+
+def _keep_profile(artifacts: Path, folder: Path) -> None:
+    """What live rows are compared with goes along; whether it can be used is seen where it is."""
+    profile = artifacts / drift.FILE_NAME
+    if profile.is_file():
+        shutil.copyfile(profile, folder / drift.FILE_NAME)
 
 
 def _example(artifacts: Path, signature: Signature) -> dict[str, Any] | None:

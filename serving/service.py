@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serving import agent, notes
+from serving import agent, drift, notes
 from serving.entropy import random_id
 from serving.errors import (
     DeadlineExceeded,
@@ -17,11 +17,17 @@ from serving.errors import (
     ModelFailed,
     ServingError,
 )
+from serving.exposition import Counted, Exposition
+from serving.ledger import Feedback, validated
 from serving.metrics import Metrics, Series
-from serving.state import ModelState
+from serving.observer import Observer, Seen
+from serving.state import LedgerState, ModelState
 from serving.store import Acknowledged, Live, Store
 from serving.tensors import Batch, Prediction
 from serving.transforms.tabular import Reader
+
+if TYPE_CHECKING:
+    from serving.tracing.spans import Tracer
 
 ACKNOWLEDGE_CHECK_S = 0.01
 
@@ -65,17 +71,38 @@ class AgentError(ServingError):
         return dict(self._details)
 
 
+class NoLedger(ServingError):
+    """This service keeps none."""
+
+    status = 404
+    code = "no_ledger"
+
+
 class Service:
     """One for each worker; protocols and operations hold it."""
 
     def __init__(
-        self, store: Store, keeper: agent.Keeper | None, metrics: Metrics, state_dir: Path, *, reload_timeout_s: float
+        self,
+        store: Store,
+        keeper: agent.Keeper | None,
+        observer: Observer,
+        feedback: Feedback | None,
+        metrics: Metrics,
+        exposition: Exposition,
+        state_dir: Path,
+        *,
+        reload_timeout_s: float,
+        tracer: Tracer | None = None,
     ) -> None:
         self.store = store
+        self.observer = observer
+        self._feedback = feedback
         self.metrics = metrics
+        self._exposition = exposition
         self._keeper = keeper
         self._state_dir = state_dir
         self._reload_timeout_s = reload_timeout_s
+        self._tracer = tracer
         self._inference_s = Series(metrics.inference_s)
         self._predictions = Series(metrics.predictions)
         self.draining = False
@@ -91,26 +118,35 @@ class Service:
         if self._keeper is not None:
             self._keeper.close()
         self.store.close()
+        self.observer.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def ready(self) -> bool:
         """Whether this worker has every model warm and is not about to stop."""
         return self.store.ready() and not self.draining
 
-    def predict(self, live: Live, read: Read) -> Answer:
-        """Read a batch with ``read`` and answer it with ``live``. Raises `InvalidInput` or `ModelFailed`."""
+    def predict(self, live: Live, read: Read, request_id: str) -> Answer:
+        """Read a batch with ``read`` and answer it with ``live``. Raises `InvalidInput` or `ModelFailed`.
+
+        ``request_id`` is what the ledger knows the request by.
+        """
         try:
             batch = read(live.reader)
             prediction = self._infer(live, batch)
-        except InvalidInput:
-            self.metrics.invalid.labels(live.bundle.name).inc()
+        except InvalidInput as err:
+            self.metrics.count_invalid(live.bundle.name, err.column, live.bundle.signature.names)
             raise
-        return Answer(prediction, batch.rows, prediction_id())
+        at = time.time()
+        answer = Answer(prediction, batch.rows, prediction_id(at))
+        self.observer.observe(Seen(live, batch, prediction, answer.prediction_id, request_id, at))
+        return answer
 
     def _infer(self, live: Live, batch: Batch) -> Prediction:
         model, version = live.bundle.name, live.bundle.version
         outcome, started = "error", time.perf_counter()
         try:
-            prediction = live.predictor(batch)
+            prediction = live.predictor(batch) if self._tracer is None else self._tracer.inference(live, batch)
             if len(prediction.values) != batch.rows:
                 raise ModelFailed(f"the model answered {len(prediction.values)} rows for {batch.rows}")
             outcome = "ok"
@@ -197,12 +233,49 @@ class Service:
             "example": bundle.example["features"] if bundle.example else None,
             "loaded_at": live.loaded_at,
             "workers": {"acknowledged": workers.acknowledged, "total": workers.total},
+            "quality": self._quality(name, bundle.version),
             **status,
         }
 
+    def _quality(self, name: str, version: str) -> dict[str, Any] | None:
+        """How right the live version's answers were, as far as labels came."""
+        known = (notes.read(LedgerState(self._state_dir).status) or {}).get("quality") or []
+        found = [one for one in known if (one["model"], one["version"]) == (name, version)]
+        about = ("model", "version")
+        return {key: value for key, value in found[0].items() if key not in about} if found else None
+
+    def feedback(self, body: Any) -> dict[str, Any]:
+        """What turned out to be true, for the ledger: see `serving.ledger.Feedback.send`.
+
+        Raises `InvalidInput`, `NoLedger` or `LedgerFull`.
+        """
+        if self._feedback is None:
+            raise NoLedger("this service keeps no ledger (LEDGER_SAMPLE=0)")
+        return self._feedback.send(validated(body))
+
+    def drift(self, name: str | None) -> dict[str, Any]:
+        """How far what the live version is asked, and answers, lies from its training: see `serving.drift.report`.
+
+        Over all rows since this service began, or since the version is live. Raises `UnknownModel` or `ModelNotReady`.
+        """
+        name = self.store.name(name)
+        bundle = self.store.live(name).bundle
+        head = {"name": name, "version": bundle.version, "since": self._counted_since(name)}
+        try:
+            profile = drift.Profile.from_json(notes.read(bundle.folder / drift.FILE_NAME) or {})
+        except ValueError:
+            return {**head, "verdict": "no profile", "drifted": [], "shifted": [], "features": [], "outputs": []}
+        return {**head, **drift.report(profile, Counted(self._exposition.collect(), name, bundle.version))}
+
+    def _counted_since(self, name: str) -> str | None:
+        started = (notes.read(self._state_dir / "service.json") or {}).get("started_at", "")
+        live = (notes.read(ModelState(self._state_dir, name).desired) or {}).get("since", "")
+        return max(started, live) or None
+
     def _status(self, name: str) -> dict[str, Any]:
         seen = notes.read(ModelState(self._state_dir, name).status) or {}
-        registry = seen.get("registry") or {"reachable": None, "checked_at": None, "error": None}
+        unseen = {"reachable": None, "checked_at": None, "answered_at": None, "error": None}
+        registry = seen.get("registry") or unseen
         refused = seen.get("refused")
         shown = {key: refused[key] for key in ("version", "reason", "message", "at")} if refused else None
         return {"registry": registry, "refused": shown}
@@ -227,10 +300,13 @@ class Service:
         return lines
 
 
-def prediction_id() -> str:
-    """A UUID of version 7 (RFC 9562): 48 bits of milliseconds first, so that ids sort by time; the rest is random."""
+def prediction_id(at: float) -> str:
+    """A UUID of version 7 (RFC 9562): 48 bits of milliseconds first, so that ids sort by time; the rest is random.
+
+    ``at`` is that time, in seconds since 1970.
+    """
     random = int.from_bytes(random_id()[:10], "big")
-    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
+    value = (int(at * 1000) & (1 << 48) - 1) << 80 | random
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     text = f"{value:032x}"

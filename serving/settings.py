@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE_START, TABLE_END = "<!-- settings: made by make docs -->", "<!-- end of settings -->"
 
 
+DATABASES = ("postgresql://", "postgresql+psycopg2://", "postgres://", "sqlite:///")
+
+
 def setting(
     default: Any, help: str, *, secret: bool = False, least: float | None = None, most: float | None = None
 ) -> Any:
@@ -70,6 +73,26 @@ class Settings:
     predict_timeout_s: float = setting(30.0, "How long a request may wait for such a model; after that 504.", least=0.1)
     drain_s: float = setting(2.0, "After SIGTERM: how long to go on answering while readiness says no.", least=0)
     max_body_bytes: int = setting(64 * 1024 * 1024, "Largest request body.", least=1)
+    metrics_port: int = setting(
+        0,
+        "Port on which gunicorn's master serves `/metrics` too, also when all workers are busy. 0: none.",
+        least=0,
+        most=65535,
+    )
+    database_url: str = setting(
+        "",
+        "The ledger's database: `postgresql://…` or `sqlite:///…`. Default: an SQLite file in STATE_DIR.",
+        secret=True,
+    )
+    ledger_sample: float = setting(
+        1.0, "Share of the predictions that is kept in the ledger; 0: there is no ledger.", least=0, most=1
+    )
+    ledger_omit: tuple[str, ...] = setting((), "A comma list of columns whose values are never written anywhere.")
+    ledger_keep_days: float = setting(30.0, "How long predictions and labels are kept.", least=0.01)
+    ledger_max_rows: int = setting(1_000_000, "How many are kept at most, the newest. 0: no limit.", least=0)
+    ledger_spool_bytes: int = setting(
+        256 * 1024 * 1024, "What may wait on disk while the ledger's database is away.", least=1
+    )
     log_level: str = setting("info", "One of debug, info, warning, error.")
     log_format: str = setting("auto", "`json`, `text`, or `auto`: text on a terminal, else JSON lines.")
     prometheus_multiproc_dir: str = setting("", "Where workers share their metrics. Default: `metrics` in STATE_DIR.")
@@ -77,8 +100,15 @@ class Settings:
     def __post_init__(self) -> None:
         _choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
         _choice("LOG_FORMAT", self.log_format, ("auto", "json", "text"))
+        if self.database_url and not self.database_url.startswith(DATABASES):
+            raise SettingError(f"DATABASE_URL must start with one of {', '.join(DATABASES)}")  # it may hold a password
         if not self.models:
             raise SettingError("MODELS is empty; expected a comma list such as 'iris,fraud@challenger'")
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The registered names in MODELS, without alias or version."""
+        return tuple(text.partition("@")[0].partition("/")[0] for text in self.models)
 
     @property
     def url(self) -> str:

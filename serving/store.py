@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import bundle as bundles
-from serving import notes
+from serving import drift, notes
 from serving.batching import Batcher
 from serving.batching.cost import GAINS_FROM_S, Cost
 from serving.bundle import Bundle, BundleUnreadable
@@ -49,6 +49,7 @@ class Live:
     reader: tabular.Reader
     warm_s: float = math.inf  # for one row, once warm; infinite where there is no example to tell
     batcher: Batcher | None = None  # behind ``predictor``, where callers are answered together
+    drift: drift.Counter | None = None  # where the version has a profile
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Store:
             live = self._load(name, desired)
         except Exception as err:
             log.exception("%s: version %s cannot be loaded", name, desired.get("version"))
-            self._metrics.load_failures.labels(name).inc()
+            self._metrics.load_failures.labels(name, "worker_load_failed").inc()
             self._errors[name] = {"generation": desired.get("generation", 0), "error": f"{type(err).__name__}: {err}"}
             self._acknowledge()
             return
@@ -192,7 +193,7 @@ class Store:
             previous.batcher.retire()
         self._errors.pop(name, None)
         duration_s = time.perf_counter() - started
-        self._count(name, live, previous, duration_s)
+        self._metrics.load_s.labels(name).observe(duration_s)
         self._acknowledge()
         log.info("%s: version %s is live (%s, %.3f s)", name, live.bundle.version, live.source, duration_s)
 
@@ -208,12 +209,27 @@ class Store:
         batcher = self._batcher(bundle, predictor) if warm_s >= GAINS_FROM_S else None
         if batcher is not None:
             predictor = partial(batcher, deadline_s=self._batching.deadline_s if self._batching else None)
-        return Live(bundle, predictor, alias, source, generation, loaded_at, reader, warm_s, batcher)
+        counter = self._drift_counter(bundle)
+        return Live(bundle, predictor, alias, source, generation, loaded_at, reader, warm_s, batcher, counter)
+
+    def _drift_counter(self, bundle: Bundle) -> drift.Counter | None:
+        """What counts this version's rows; a profile that cannot be used costs the watching, not the serving."""
+        self._metrics.start_version_at_zero(bundle.name, bundle.version)
+        plain = notes.read(bundle.folder / drift.FILE_NAME)
+        if plain is None:
+            return None
+        try:
+            profile = drift.Profile.from_json(plain)
+        except ValueError as err:
+            log.warning("%s: version %s is not watched for drift: %s", bundle.name, bundle.version, err)
+            return None
+        return drift.Counter(profile, bundle.classes, self._metrics.drift(bundle.name, bundle.version))
 
     def _batcher(self, bundle: Bundle, predictor: Predictor) -> Batcher | None:
         """For a version whose callers gain when they are answered together, by what prepare measured."""
         if self._batching is None or not bundle.batching or bundle.cost is None:
             return None
+        self._metrics.queue_limit_rows.labels(bundle.name).set(self._batching.max_queue_rows)
         return Batcher(
             predictor,
             max_batch_rows=self._batching.max_batch_rows,
@@ -222,25 +238,30 @@ class Store:
             on_batch=self._metrics.batch_rows.labels(bundle.name).observe,
             on_dropped=self._metrics.dropped_rows.labels(bundle.name).inc,
             on_waiting=self._metrics.waiting_rows.labels(bundle.name).set,
+            on_waited=self._metrics.queue_s.labels(bundle.name).observe,
         )
-
-    def _count(self, name: str, live: Live, previous: Live | None, duration_s: float) -> None:
-        self._metrics.load_s.labels(name).observe(duration_s)
-        self._metrics.loaded_timestamp_s.labels(name).set(time.time())
-        if previous is not None:
-            self._metrics.model_info.labels(name, previous.bundle.version, previous.source).set(0)
-        self._metrics.model_info.labels(name, live.bundle.version, live.source).set(1)
 
     def _acknowledge(self) -> None:
         """Say what this worker serves. A full disk must not stop it from serving."""
-        models = {
-            name: {"generation": live.generation, "version": live.bundle.version, "loaded_at": live.loaded_at}
-            for name, live in self._live.items()
-        }
+        models = {name: _said(live) for name, live in self._live.items()}
         try:
             notes.write(self._workers.note(self._id), {"pid": os.getpid(), "models": models, "errors": self._errors})
         except OSError as err:
             log.error("cannot acknowledge: %s", err.strerror)
+
+
+def _said(live: Live) -> dict[str, Any]:
+    """What a worker's note says of one version."""
+    bundle = live.bundle
+    return {
+        "generation": live.generation,
+        "version": bundle.version,
+        "alias": live.alias,
+        "source": live.source,
+        "runtime": bundle.runtime,
+        "digest": bundle.digest,
+        "loaded_at": live.loaded_at,
+    }
 
 
 def _warm(predictor: Predictor, reader: tabular.Reader, features: list[Any]) -> float:

@@ -90,6 +90,7 @@ class Request(NamedTuple):
     model: str | None
     version: str | None
     duration_s: float
+    trace_id: str | None = None
 
 
 class RequestLog:
@@ -178,13 +179,14 @@ def _message(request: Request) -> str:
 
 
 def _said(request: Request) -> dict[str, Any]:
-    return {
+    said = {
         "request_id": request.request_id,
         "model": request.model,
         "version": request.version,
         "status": request.status,
         "duration_s": round(request.duration_s, 6),
     }
+    return said if request.trace_id is None else {**said, "trace_id": request.trace_id}
 
 
 def _as_text(log_format: str) -> bool:

@@ -142,6 +142,11 @@ class Batch:
         self.rows: int = len(block) if block is not None else len(columns[0]) if columns else 0
 
     @property
+    def bytes(self) -> int:
+        """What the arrays take in memory; of texts only their places."""
+        return self.block.nbytes if self.block is not None else sum(column.nbytes for column in self._columns or ())
+
+    @property
     def columns(self) -> Sequence[np.ndarray]:
         """One array for each name, each of shape (rows, ...)."""
         if self._columns is None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry
 from prometheus_flask_exporter import PrometheusMetrics
-from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from serving import telemetry
 from serving.body import WholeBody
 from serving.errors import BodyTooLarge, ServingError
-from serving.metrics import HttpMetrics, Metrics, Named
+from serving.metrics import SECONDS, HttpMetrics, Metrics, Named
 from serving.protocols.simple import error_response, failure
 from serving.service import Service
 from serving.store import Live
 from serving.telemetry import Request, RequestLog
+
+if TYPE_CHECKING:
+    from serving.tracing.spans import Tracer
 
 # A probe every few seconds is not worth a line each, whatever it finds: what changes is logged where it changes.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
@@ -51,34 +52,54 @@ def route(_request: Any) -> str:
     return str(request.url_rule.rule) if request.url_rule is not None else "unmatched"
 
 
-def install_metrics(app: Flask) -> tuple[Metrics, HttpMetrics]:
-    """``GET /metrics``, and HTTP durations and counts by route, method and status."""
+class Exporter(PrometheusMetrics):
+    """Without the series that says which exporter this is: there would be one for each process that ever was."""
+
+    def info(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+def install_metrics(app: Flask) -> tuple[Metrics, HttpMetrics, CollectorRegistry]:
+    """The service's metrics, those of HTTP by route, method and status, and the registry that has both."""
     own = Named()
-    shared = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
-    exporter = GunicornInternalPrometheusMetrics if shared else PrometheusMetrics
-    exporter(app, path="/metrics", defaults_prefix="ml", group_by=route, registry=own)
-    return Metrics(CollectorRegistry() if shared else own), HttpMetrics(own)
+    Exporter(app, path=None, defaults_prefix="ml", group_by=route, buckets=SECONDS, registry=own)
+    return Metrics(own), HttpMetrics(own), own
 
 
-def install(app: Flask, service: Service, requests: RequestLog) -> None:
+def install(app: Flask, service: Service, requests: RequestLog, tracer: Tracer | None = None) -> None:
     """Request ids, headers, log lines and errors for every route of ``app``."""
 
     @app.before_request
     def begin() -> None:
         g.started = time.perf_counter()
         g.request_id = telemetry.request_id(request.headers.get(telemetry.REQUEST_ID_HEADER))
+        if route(request) not in QUIET_ROUTES:
+            g.counted = True
+            service.metrics.in_flight.begin()
+
+    @app.teardown_request
+    def finish(_: BaseException | None) -> None:
+        if g.pop("counted", False):
+            service.metrics.in_flight.end()
 
     @app.after_request
     def end(response: Response) -> Response:
         live = _live(service)
         response.headers[telemetry.REQUEST_ID_HEADER] = g.request_id
+        trace_id = None
+        if tracer is not None and (seen := tracer.seen()) is not None:
+            trace_id, header = seen
+            response.headers.add(*header)
         if live is not None:
             response.headers["X-Model-Version"] = live.bundle.version
+        if "error_code" in g:
+            service.metrics.count_rejected(g.error_code)
         if (where := route(request)) not in QUIET_ROUTES:
             name, version = (live.bundle.name, live.bundle.version) if live else (None, None)
             duration_s = time.perf_counter() - g.started
             who = (g.request_id, name, version)
-            requests.write(Request(time.time(), request.method, where, response.status_code, *who, duration_s))
+            line = (request.method, where, response.status_code, *who, duration_s, trace_id)
+            requests.write(Request(time.time(), *line))
         return response
 
     app.register_error_handler(ServingError, error_response)

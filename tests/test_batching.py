@@ -61,6 +61,7 @@ class Crowd:
         self.batch_rows: list[int] = []
         self.dropped: list[int] = []
         self.left_waiting: list[int] = []
+        self.waited_s: list[float] = []
 
     def batcher(self, model: Callable[..., Prediction], cost: Cost = CHEAP, **limits: int) -> Batcher:
         limits = {"max_batch_rows": 64, "max_queue_rows": 1000, **limits}
@@ -68,6 +69,7 @@ class Crowd:
             "on_batch": self.batch_rows.append,
             "on_dropped": self.dropped.append,
             "on_waiting": self.left_waiting.append,
+            "on_waited": self.waited_s.append,
         }
         self.batchers.append(Batcher(model, cost=cost, **limits, **watchers))
         return self.batchers[-1]
@@ -193,7 +195,9 @@ def test_no_batch_has_more_rows_than_it_may(crowd: Crowd) -> None:
     model.free.set()
     assert [values_of(caller) for caller in callers] == [[2.0 * caller] * 2 for caller in range(6)]
     assert model.sizes[1:] == [4, 4, 4]
-    assert crowd.left_waiting == [0, 8, 4, 0]
+    assert crowd.left_waiting == [1, 0, 2, 4, 6, 8, 10, 12, 8, 4, 0]
+    assert len(crowd.waited_s) == 7
+    assert crowd.waited_s[-1] > crowd.waited_s[0] >= 0
 
 
 def test_a_request_larger_than_a_batch_runs_alone(crowd: Crowd) -> None:
@@ -513,10 +517,10 @@ def test_a_retired_one_answers_what_waits_and_whoever_still_comes(crowd: Crowd) 
 def test_nobody_waits_for_a_thread_that_died(crowd: Crowd) -> None:
     """A watcher that raises breaks its promise; still no caller may hang."""
 
-    def on_waiting(rows: int) -> None:
+    def on_waited(seconds: float) -> None:
         raise RuntimeError
 
-    batcher = Batcher(Model(), max_batch_rows=8, max_queue_rows=8, cost=CHEAP, on_waiting=on_waiting)
+    batcher = Batcher(Model(), max_batch_rows=8, max_queue_rows=8, cost=CHEAP, on_waited=on_waited)
     with pytest.raises(ModelNotReady):
         batcher(rows_of(1))
     with pytest.raises(ModelNotReady):

@@ -14,19 +14,20 @@ from serving.settings import ROOT
 
 # From top to bottom. A module may import those below it, and others of its own package; never its neighbours.
 LAYERS = (
-    {"app", "gunicorn_conf"},
+    {"app", "gunicorn_conf", "ledger.__main__"},
     {"web", "worker", "lane"},
     {"protocols", "ops", "security", "body", "exchange"},
     {"service"},
+    {"observer"},
     {"store", "routing", "agent"},
     {"prepare", "follower"},
     {"compile", "runtimes", "transforms", "batching", "drift", "ledger", "registry", "reference"},
-    {"bundle", "kernels", "difference"},
-    {"digest", "notes", "state", "tensors", "metrics", "telemetry", "answers"},
+    {"bundle", "kernels", "difference", "exposition", "payload"},
+    {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers"},
     {"settings"},
     {"errors", "entropy"},
 )
-KNOWS_SETTINGS = {"app", "gunicorn_conf"}  # everything else takes plain named arguments
+KNOWS_SETTINGS = {"app", "gunicorn_conf", "ledger.__main__"}  # everything else takes plain named arguments
 
 MODULE_LINES, FUNCTION_LINES = 450, 45
 NO_HOMES = {"utils", "util", "helpers", "common", "misc", "base", "core"}
@@ -34,8 +35,10 @@ HEAVY = {"mlflow", "sklearn", "pandas", "pyarrow", "onnxruntime", "skops", "clou
 
 
 def part_of(path: Path, root: Path) -> str:
-    """What a file is called in `LAYERS`: a module of ours, or the package that it belongs to."""
+    """What a file is called in `LAYERS`: a module of ours, or the package that it belongs to; a command is its own."""
     inside = path.relative_to(root).with_suffix("").parts
+    if inside[-1] == "__main__":
+        return ".".join(inside[1:])
     return inside[1] if inside[0] == "serving" else inside[0]
 
 

@@ -12,7 +12,7 @@ from serving.service import prediction_id
 
 
 def test_prediction_ids_are_uuids_of_version_7() -> None:
-    made = uuid.UUID(prediction_id())
+    made = uuid.UUID(prediction_id(time.time()))
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
     assert abs((made.int >> 80) / 1000 - time.time()) < 5
 
@@ -20,10 +20,10 @@ def test_prediction_ids_are_uuids_of_version_7() -> None:
 def test_prediction_ids_sort_by_time_and_do_not_repeat() -> None:
     ids = []
     for _ in range(20):
-        ids.append(prediction_id())
+        ids.append(prediction_id(time.time()))
         time.sleep(0.002)
     assert ids == sorted(ids)
-    assert len({prediction_id() for _ in range(10_000)}) == 10_000
+    assert len({prediction_id(time.time()) for _ in range(10_000)}) == 10_000
 
 
 def counted(client: FlaskClient, series: str) -> float:
@@ -38,10 +38,11 @@ def test_rows_are_counted_by_what_came_of_them(app: Flask, client: FlaskClient) 
 
 
 def test_a_request_that_does_not_fit_is_counted_as_such(app: Flask, client: FlaskClient) -> None:
-    before = counted(client, 'ml_invalid_requests_total{model="iris"}')
+    series = 'ml_invalid_requests_total{column="sepal length (cm)",model="iris"}'
+    before = counted(client, series)
     rows = counted(client, "ml_predictions_total")
     assert client.post("/predict", json={"features": ["x", 3.5, 1.4, 0.2]}).status_code == 400
-    assert counted(client, 'ml_invalid_requests_total{model="iris"}') - before == 1
+    assert counted(client, series) - before == 1
     assert counted(client, "ml_predictions_total") == rows
 
 

@@ -134,18 +134,28 @@ def test_every_variable_of_mlflow_itself_is_left_alone() -> None:
 SECRETS = [name for name, row in names().items() if row.metadata["secret"]]
 
 
+def secret(name: str) -> str:
+    """A value that the setting takes."""
+    return "postgresql://me:s3cret@db/ledger" if name == "DATABASE_URL" else "s3cret"
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_may_come_from_a_file(name: str, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("s3cret with spaces\n", encoding="utf-8")
+    (tmp_path / "secret").write_text(f"{secret(name)} with spaces\n", encoding="utf-8")
     settings = Settings.from_env({f"{name}_FILE": str(tmp_path / "secret")})
-    assert getattr(settings, name.lower()) == "s3cret with spaces"
+    assert getattr(settings, name.lower()) == f"{secret(name)} with spaces"
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_never_shows_in_the_settings_as_text(name: str) -> None:
-    settings = Settings.from_env({name: "s3cret"})
-    assert getattr(settings, name.lower()) == "s3cret"
+    settings = Settings.from_env({name: secret(name)})
+    assert getattr(settings, name.lower()) == secret(name)
     assert "s3cret" not in repr(settings)
+
+
+def test_a_database_that_cannot_be_one_is_refused_without_its_password() -> None:
+    assert "s3cret" not in refusal(DATABASE_URL="mysql://me:s3cret@db/ledger")
+    assert "postgresql://" in refusal(DATABASE_URL="mysql://me:s3cret@db/ledger")
 
 
 def test_a_secret_that_is_given_twice_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from serving import reference
+from serving import drift, reference
 from serving.digest import folder_digest
 from serving.registry import BREAKING_TAG, DEFAULT_ALIAS, DIGEST_TAG, LocalFiles, Ref, Version
 from serving.settings import Settings
-from serving.tensors import Signature
+from serving.tensors import Classes, Signature
 from training import evaluation, provenance, tracking
 from training.data import Data
 from training.evaluation import Trial
 from training.failure import SURROUNDINGS, NotPromoted, brief
 from training.family import Family
 from training.gate import Contender, Verdict, judge
+from training.profile import profile
 from training.report import Report
 
 
@@ -87,6 +89,7 @@ def _fit(family: Family, plan: Plan, data: Data, tags: dict[str, str], report: R
             for name, figure in family.pictures(model, data).items():
                 mlflow.log_figure(figure, name)
             _log_reference(family, model, model_id, data, scratch)
+            _log_profile(family, model, model_id, data, scratch)
     return model_id
 
 
@@ -111,6 +114,20 @@ def _log_reference(family: Family, model: Any, model_id: str, data: Data, scratc
     rows = data.rows.sample(reference.MAX_ROWS)
     reference.write(scratch / reference.FILE_NAME, rows.batch(), family.flavor.predict(model, rows.inputs))
     MlflowClient().log_model_artifact(model_id, str(scratch / reference.FILE_NAME))
+
+
+def _log_profile(family: Family, model: Any, model_id: str, data: Data, scratch: Path) -> None:
+    """Put beside it what the service compares live rows with."""
+    made = profile(
+        data.train.batch(),
+        family.flavor.predict(model, data.rows.inputs),
+        Classes.of(range(len(data.class_names)), data.class_names) if data.class_names else None,
+        unseen=family.flavor.predict(model, data.holdout.inputs),
+        gate={rule.metric: rule.limit for rule in family.rules},
+    )
+    path = scratch / drift.FILE_NAME
+    path.write_text(json.dumps(made.as_json(), indent=1), encoding="utf-8")
+    MlflowClient().log_model_artifact(model_id, str(path))
 
 
 def _register(family: Family, plan: Plan, model_id: str, tags: dict[str, str], into: Path) -> Registered:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -47,10 +48,33 @@ def part(prediction: Prediction, rows: slice) -> Prediction:
     )
 
 
-def _kind(batch: Batch, params: Hashable) -> Hashable:
-    """Equal for requests that one call may answer."""
+def whole(predictions: Sequence[Prediction]) -> Prediction:
+    """Predictions of one version as one, in order; the reverse of `part`."""
+    first = predictions[0]
+    if len(predictions) == 1:
+        return first
+    probabilities = named = None
+    if first.probabilities is not None:
+        probabilities = np.concatenate([one.probabilities for one in predictions])
+    if first.named is not None:
+        outputs = [one.named for one in predictions if one.named is not None]
+        named = {name: np.concatenate([one[name] for one in outputs]) for name in first.named}
+    return Prediction(np.concatenate([one.values for one in predictions]), probabilities, named)
+
+
+def kind(batch: Batch, params: Hashable = None) -> Hashable:
+    """Equal for batches that `join` takes, and for requests that one call may answer."""
     blocks = batch.columns if batch.block is None else (batch.block,)
     return batch.block is None, batch.names, tuple((block.dtype, block.shape[1:]) for block in blocks), params
+
+
+@dataclass
+class Call:
+    """A call of the model for ``rows`` rows, of one caller or several; its times are those of `time.perf_counter`."""
+
+    rows: int
+    began_s: float
+    ended_s: float = math.inf
 
 
 @dataclass(eq=False)
@@ -61,10 +85,13 @@ class Waiting:
     params: Hashable
     kind: Hashable
     deadline: float
+    came: float = field(default_factory=time.monotonic)
     answer: Future[Prediction] = field(default_factory=Future)
+    context: Context = field(default_factory=copy_context)
+    call: Call | None = None
 
 
-def _unseen(_rows: int) -> None:
+def _unseen(_value: float) -> None:
     """For whoever does not watch."""
 
 
@@ -72,10 +99,10 @@ class Batcher:
     """Answers callers of any thread together, in one thread of its own. `close` or `retire` must end it.
 
     ``predict`` is called with a batch, or with a batch and the params of a request that has some. ``cost`` is what was
-    measured; how it changes is learned. To be watched it takes three functions, none of which may raise or block:
+    measured; how it changes is learned. To be watched it takes four functions, none of which may raise or block:
     ``on_batch`` (rows of each call of the model), ``on_dropped`` (rows that were not run since their caller had gone
-    or could not be answered in time) and ``on_waiting`` (rows that still wait when a batch is taken): the ``observe``,
-    ``inc`` and ``set`` of a histogram, a counter and a gauge.
+    or could not be answered in time), ``on_waiting`` (rows that wait now) and ``on_waited`` (seconds that a request
+    waited for its call): the ``observe``, ``inc`` and ``set`` of histograms, a counter and a gauge.
     """
 
     def __init__(
@@ -88,10 +115,12 @@ class Batcher:
         on_batch: Callable[[int], object] = _unseen,
         on_dropped: Callable[[int], object] = _unseen,
         on_waiting: Callable[[int], object] = _unseen,
+        on_waited: Callable[[float], object] = _unseen,
     ) -> None:
         self._predict = predict
         self._max_batch_rows, self._max_queue_rows = max_batch_rows, max_queue_rows
-        self._on_batch, self._on_dropped, self._on_waiting = on_batch, on_dropped, on_waiting
+        self._on_batch, self._on_dropped = on_batch, on_dropped
+        self._on_waiting, self._on_waited = on_waiting, on_waited
         self._cost = LearnedCost(cost)
         self._company = Company()
         self._queue: list[Waiting] = []
@@ -111,22 +140,28 @@ class Batcher:
         """Rows in the queue; those that are being run are not."""
         return sum(waiting.batch.rows for waiting in list(self._queue))
 
-    def __call__(self, batch: Batch, *, params: Hashable = None, deadline_s: float | None = None) -> Prediction:
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        params: Hashable = None,
+        deadline_s: float | None = None,
+        watch: Callable[[Call], object] | None = None,
+    ) -> Prediction:
         """Block until ``batch`` is answered, its rows alone. ``deadline_s`` counts from now.
+
+        ``watch`` is told of the call of the model that the rows were in, if there was one, before this returns.
 
         Raises `QueueFull`, `DeadlineExceeded`, `InvalidInput` (rows count in ``batch``), `ModelFailed`, which is logged
         here with its cause, `ModelNotReady` after `close`, or another `ServingError` of the model's own.
         """
         deadline = math.inf if deadline_s is None else time.monotonic() + deadline_s
-        waiting = Waiting(batch, params, _kind(batch, params), deadline)
-        if not self._enqueue(waiting):
-            return self._run(batch, params)
+        waiting = Waiting(batch, params, kind(batch, params), deadline)
         try:
-            return waiting.answer.result(None if deadline_s is None else max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {deadline_s:g} s") from None
+            return self._wait(waiting, deadline_s)
         finally:
-            self._withdraw(waiting)
+            if watch is not None and waiting.call is not None:
+                watch(waiting.call)
 
     def retire(self) -> None:
         """For a version that is no longer live: the thread answers what waits and ends, which is not waited for.
@@ -146,6 +181,16 @@ class Batcher:
 
     # --- the callers' side ---
 
+    def _wait(self, waiting: Waiting, deadline_s: float | None) -> Prediction:
+        if not self._enqueue(waiting):
+            return self._call([waiting])
+        try:
+            return waiting.answer.result(None if deadline_s is None else max(0.0, waiting.deadline - time.monotonic()))
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {deadline_s:g} s") from None
+        finally:
+            self._withdraw(waiting)
+
     def _enqueue(self, waiting: Waiting) -> bool:
         """False when there is no thread any more to answer."""
         with self._changed:
@@ -159,6 +204,7 @@ class Batcher:
                 raise QueueFull(f"{rows} rows wait already, and at most {self._max_queue_rows} may")
             self._company.came(waiting.kind, self.cost.fixed_s)
             self._queue.append(waiting)
+            self._on_waiting(rows + waiting.batch.rows)
             self._changed.notify()
         return True
 
@@ -169,6 +215,7 @@ class Batcher:
         with self._changed:
             if waiting in self._queue:
                 self._queue.remove(waiting)
+                self._on_waiting(self.waiting_rows)
                 self._on_dropped(waiting.batch.rows)
 
     # --- the thread's side ---
@@ -176,7 +223,7 @@ class Batcher:
     def _work(self) -> None:
         try:
             while joint := self._take():
-                self._answer(joint)
+                joint[0].context.run(self._answer, joint)  # so what is logged meanwhile is known to be of a request
                 del joint  # nobody's rows stay in memory while the thread waits
         finally:  # nobody waits for a thread that is not there
             with self._changed:
@@ -203,10 +250,16 @@ class Batcher:
                     taken = set(joint)
                     others = [waiting for waiting in self._queue if waiting not in taken]
                     self._on_waiting(sum(waiting.batch.rows for waiting in others))
+                    self._say_how_long(joint)
                     self._queue = others
                     return joint
                 waited_in_vain = not self._changed.wait(hold_s)
             return []
+
+    def _say_how_long(self, joint: Sequence[Waiting]) -> None:
+        now = time.monotonic()
+        for waiting in joint:
+            self._on_waited(now - waiting.came)
 
     def _joinable(self) -> tuple[list[Waiting], bool]:
         """The first caller and those of its kind behind it, in order; and whether no more can be with them.
@@ -248,6 +301,7 @@ class Batcher:
             if passed or (now + self.cost.of(waiting.batch.rows) > waiting.deadline and self._refused < DOUBT):
                 self._refused += not passed
                 self._queue.remove(waiting)
+                self._on_waiting(self.waiting_rows)
                 self._drop(waiting)
 
     def _drop(self, waiting: Waiting) -> None:
@@ -257,7 +311,7 @@ class Batcher:
     def _answer(self, joint: Sequence[Waiting]) -> None:
         """Give everyone an answer or an error, whatever the model does."""
         try:
-            prediction = self._run(join([waiting.batch for waiting in joint]), joint[0].params)
+            prediction = self._call(joint)
             starts = np.cumsum([0, *(waiting.batch.rows for waiting in joint)]).tolist()
             parts = [part(prediction, slice(*ends)) for ends in pairwise(starts)]
         except InvalidInput as err:
@@ -287,6 +341,17 @@ class Batcher:
     def _fail(self, joint: Sequence[Waiting], err: ServingError) -> None:
         for waiting in joint:
             waiting.answer.set_exception(err)
+
+    def _call(self, joint: Sequence[Waiting]) -> Prediction:
+        """One call of the model for everyone; they are told when it was."""
+        batch = join([waiting.batch for waiting in joint])
+        call = Call(batch.rows, time.perf_counter())
+        for waiting in joint:
+            waiting.call = call
+        try:
+            return self._run(batch, joint[0].params)
+        finally:
+            call.ended_s = time.perf_counter()
 
     def _run(self, batch: Batch, params: Hashable) -> Prediction:
         """One call of the model. Raises what it raises, and `ModelFailed` when it answers other rows than asked."""

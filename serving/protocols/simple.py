@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,8 @@ import orjson
 from flask import Blueprint, Response, g, request
 
 from serving.answers import JSON, dumps, json_response
-from serving.errors import InvalidInput, ServingError, UnsupportedMediaType
+from serving.errors import InvalidInput, ServingError
+from serving.payload import check_media, parsed
 from serving.service import Service
 from serving.store import Live
 from serving.telemetry import REQUESTS
@@ -29,6 +29,8 @@ KNOWN_KEYS = {*ROWS_KEYS, "request_id"}
 DEFAULT_MODEL = "/predict"
 BY_MODEL = "/models/<model>/predict"
 BY_VERSION = "/models/<model>/versions/<version>/predict"
+ROUTES = (DEFAULT_MODEL, BY_MODEL, BY_VERSION)
+STATUSES = (200, 400, 500, 503)  # that every service comes to see
 
 log = logging.getLogger(REQUESTS)
 
@@ -45,7 +47,7 @@ class Simple:
 
         Raises `InvalidInput` or what the model raised as a `ServingError`.
         """
-        body = _parsed(data)
+        body = _body(data)
         request_id = _request_id(body, request_id)
         rows = _rows(body)
         many = True
@@ -55,7 +57,7 @@ class Simple:
             batch, many = reader(rows)
             return batch
 
-        answer = self._service.predict(live, read)
+        answer = self._service.predict(live, read, request_id)
         wording = self._wordings.get(live) or self._wordings.setdefault(live, Wording(live))
         content = wording.many if many or "instances" in body else wording.one
         return orjson.dumps(
@@ -77,41 +79,20 @@ def blueprint(service: Service, simple: Simple) -> Blueprint:
     @bp.post(BY_VERSION)
     def predict(model: str | None = None, version: str | None = None) -> Response:
         g.live = service.store.live(model, version)  # an unknown model is said before a bad body
-        _check_media()
+        check_media()
         return Response(simple.answer(g.live, request.get_data(cache=False), g.request_id), mimetype=JSON)
 
     return bp
 
 
-def _check_media() -> None:
-    kind = request.mimetype
-    if kind and kind != JSON and not kind.endswith("+json"):
-        raise UnsupportedMediaType(f"the body's type is {kind[:80]}; send Content-Type: application/json")
-    if request.content_encoding:
-        raise UnsupportedMediaType(f"the body is encoded ({request.content_encoding[:40]}); send it as plain JSON")
-
-
-def _parsed(data: bytes) -> dict[str, Any]:
+def _body(data: bytes) -> dict[str, Any]:
     """The body as a JSON object. Raises `InvalidInput`."""
     if not data:
         raise InvalidInput('the body is empty; send a JSON object such as {"features": [...]}')
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError as err:
-        body = _lenient(data, err)
+    body = parsed(data)
     if not isinstance(body, dict):
         raise InvalidInput("the body must be a JSON object")
     return body
-
-
-def _lenient(data: bytes, err: orjson.JSONDecodeError) -> Any:
-    """Many clients write NaN and Infinity, which JSON does not have: read them, so that row and column are named."""
-    try:
-        body = json.loads(data)
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is read, but no answer could name it
-        return body
-    except (ValueError, RecursionError):
-        raise InvalidInput(f"the body is not JSON: {err.msg} (line {err.lineno}, column {err.colno})") from None
 
 
 def error_content(err: ServingError, request_id: str | None) -> dict[str, Any]:
@@ -126,6 +107,7 @@ def error_headers(err: ServingError) -> list[tuple[str, str]]:
 
 def error_response(err: ServingError) -> Response:
     """An error as Flask answers it."""
+    g.error_code = err.code
     response = json_response(error_content(err, g.get("request_id")), err.status)
     response.headers.extend(error_headers(err))
     return response

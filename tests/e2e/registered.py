@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from serving import drift
 from serving.digest import folder_digest
 from serving.registry import DIGEST_TAG
+from serving.tensors import Batch, Classes, Prediction
+from training.profile import profile
 
 CLASS_NAMES = ["setosa", "versicolor", "virginica"]
 
@@ -73,6 +78,20 @@ class Registered:
 
         X, y = load_iris(return_X_y=True, as_frame=True)
         return self.add_model(RandomForestClassifier(10, random_state=seed).fit(X, y), X)
+
+    def add_profiled(self, version: str = "1") -> str:
+        """Register a version once more, with the profile that training leaves beside it."""
+        from sklearn.datasets import load_iris
+        from sklearn.ensemble import RandomForestClassifier
+
+        X, y = load_iris(return_X_y=True)
+        forest = RandomForestClassifier(10, random_state=1).fit(X, y)
+        learned = Batch(tuple(load_iris().feature_names), tuple(X.T.copy()))
+        answered = Prediction(forest.predict(X), forest.predict_proba(X))
+        made = profile(learned, answered, Classes.of(range(3), CLASS_NAMES), gate={"accuracy": 0.9})
+        folder = Path(shutil.copytree(self.folders[version], self.home / f"model-{len(self.folders) + 1}"))
+        (folder / drift.FILE_NAME).write_text(json.dumps(made.as_json()))
+        return self.add(folder)
 
     def point(self, version: str, alias: str = "champion") -> None:
         """Move the alias."""

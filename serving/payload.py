@@ -1,0 +1,39 @@
+"""JSON payloads, for every route that takes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+from flask import request
+
+from serving.answers import JSON
+from serving.errors import InvalidInput, UnsupportedMediaType
+
+
+def check_media() -> None:
+    """Raises `UnsupportedMediaType` unless Flask's request says that its body is plain JSON, or says nothing."""
+    kind = request.mimetype
+    if kind and kind != JSON and not kind.endswith("+json"):
+        raise UnsupportedMediaType(f"the body's type is {kind[:80]}; send Content-Type: application/json")
+    if request.content_encoding:
+        raise UnsupportedMediaType(f"the body is encoded ({request.content_encoding[:40]}); send it as plain JSON")
+
+
+def parsed(data: bytes) -> Any:
+    """What stands in ``data``. Raises `InvalidInput`."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as err:
+        return _lenient(data, err)
+
+
+def _lenient(data: bytes, err: orjson.JSONDecodeError) -> Any:
+    """Many clients write NaN and Infinity, which JSON does not have: read them, so that row and column are named."""
+    try:
+        body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is read, but no answer could name it
+        return body
+    except (ValueError, RecursionError):
+        raise InvalidInput(f"the body is not JSON: {err.msg} (line {err.lineno}, column {err.colno})") from None
