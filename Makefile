@@ -14,7 +14,8 @@ UV        := .venv-lock/bin/uv
 LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
              --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCK_FLAGS)
 
-.PHONY: help run test check train demo mlflow docs bench estimators load lock clean distclean lint format typecheck trained
+.PHONY: help run test check train demo mlflow docs dashboards bench estimators load lock clean distclean lint format \
+        typecheck trained
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,12 +29,15 @@ test: .venv/.installed ## Run the tests on all cores; ARGS="-k drift" goes on to
 
 check: lint typecheck test ## Run all that CI runs: lint, typecheck, test
 
-lint: .venv/.installed ## Find faults in Python (ruff) and shell scripts (shellcheck, where installed)
+lint: .venv/.installed ## Find faults in Python (ruff), shell scripts (shellcheck) and rules (promtool, where installed)
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m ruff format --check .
 	@if command -v shellcheck >/dev/null; then \
 		find . -path './.*' -prune -o -name '*.sh' -print | xargs shellcheck .ci/run; \
 	else echo "shellcheck is not installed: the shell scripts stay unchecked"; fi
+	@if command -v promtool >/dev/null; then \
+		promtool check rules --lint=all --lint-fatal ml_rules.yml && promtool check config prometheus.yml; \
+	else echo "promtool is not installed: the rules stay unchecked"; fi
 
 format: .venv/.installed ## Format the Python code and mend what ruff can mend
 	@$(IN_VENV) -m ruff check --fix --exit-zero .
@@ -58,6 +62,9 @@ mlflow: .venv/.installed ## Open the MLflow UI on MLFLOW_UI_PORT=5050, on the st
 
 docs: .venv/.installed ## Write what README.md and .env.example say of the settings
 	@$(IN_VENV) -m serving.settings
+
+dashboards: .venv/.installed ## Write Grafana's dashboards
+	@$(IN_VENV) -m grafana.generate
 
 bench: .venv/.installed ## Measure this service beside its peers: ONLY=ours,mlflow ROUNDS=3 SECONDS=3
 	@$(IN_VENV) -m benchmarks.bench

@@ -1,0 +1,1 @@
+"""Grafana: dashboards that are made by code, and what provisions them."""
