@@ -108,7 +108,7 @@ def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, 
 def _keeper(settings: Settings) -> Keeper:
     """What keeps the agent alive; secrets go to it by its environment."""
     from serving.agent import Config, Keeper, Ledger
-    from serving.exposition import fold
+    from serving.exposition import fold_the_dead
 
     config = Config(
         models=settings.models,
@@ -130,8 +130,8 @@ def _keeper(settings: Settings) -> Keeper:
         "DATABASE_URL": settings.database_url,
     }
     metrics_dir = _metrics_dir()
-    on_end = partial(fold, metrics_dir) if metrics_dir else None
-    return Keeper(config, {name: value for name, value in secrets.items() if value}, on_end)
+    before_start = partial(fold_the_dead, metrics_dir) if metrics_dir else None
+    return Keeper(config, {name: value for name, value in secrets.items() if value}, before_start)
 
 
 def _recorder(settings: Settings, metrics: Metrics) -> Recorder | None:

@@ -334,8 +334,8 @@ def _processes() -> Row:
     cpu = [("rate(process_cpu_seconds_total[$__rate_interval])", "{{job}} {{instance}}")]
     memory = [("process_resident_memory_bytes", "{{job}} {{instance}}")]
     panels = [
-        Panel("CPU", "short", cpu, "Cores. Of every process that tells."),
-        Panel("Memory", "bytes", memory, "Resident. Of every process that tells."),
+        Panel("CPU", "short", cpu, "Cores. Of a pod of the service: all its processes."),
+        Panel("Memory", "bytes", memory, "Resident. Of a pod of the service: all its processes, shared pages once."),
         Panel("Workers", "short", [(f"sum by (instance) (ml_workers{{{JOB}}})", "{{instance}}")]),
     ]
     return Row("Processes", panels)

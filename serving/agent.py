@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from serving import notes, telemetry
 from serving.bundle import Bundle
 from serving.errors import SettingError
+from serving.exposition import reserve
 from serving.follower import TICK_S, Follower
 from serving.metrics import Metrics
 from serving.prepare import prepare_in_child
@@ -68,6 +69,7 @@ class Config:
 
 def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) -> None:
     """Follow every model of ``config`` and write the ledger until ``stop``, each in a thread of its own."""
+    _reserve()
     metrics = Metrics(CollectorRegistry())
     writer = _start_writer(config, database_url, metrics, stop) if config.ledger is not None else None
     registry = registry_at(config.tracking_uri, auth)
@@ -101,6 +103,16 @@ def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) ->
         thread.join()
     if writer is not None:
         writer.join(WRITER_END_S)  # what it does not write now it writes at the next start
+
+
+def _reserve() -> None:
+    """Room for what this process counts."""
+    metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if metrics_dir:
+        try:
+            reserve(Path(metrics_dir), os.getpid())
+        except OSError as err:
+            log.error("no room for metrics in %s: %s", metrics_dir, err.strerror)
 
 
 def _count_failure(metrics: Metrics, model: str, reason: str) -> None:
@@ -170,12 +182,15 @@ class Keeper:
         self,
         config: Config,
         environment: dict[str, str] | None = None,
-        on_end: Callable[[int], object] | None = None,
+        before_start: Callable[[], object] | None = None,
     ) -> None:
-        """``environment`` is added to ours for the agent: the way for secrets. ``on_end`` is told of its end."""
+        """``environment`` is added to ours for the agent: the way for secrets.
+
+        ``before_start`` is called when no agent is there and the next one is about to be started.
+        """
         self._config = config
         self._environment = environment or {}
-        self._on_end = on_end
+        self._before_start = before_start
         self._lock = Lock(Path(config.state_dir) / "agent.lock")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="agent-keeper", daemon=True)
@@ -194,6 +209,8 @@ class Keeper:
                 self._stop.wait(self.CHECK_S)
                 continue
             try:
+                if self._before_start is not None:
+                    self._before_start()
                 self._run_agent()
             except OSError as err:
                 log.error("the agent cannot be started: %s", err.strerror)
@@ -219,8 +236,6 @@ class Keeper:
         except subprocess.TimeoutExpired:
             agent.kill()
             agent.wait()
-        if self._on_end is not None:
-            self._on_end(agent.pid)
         if not self._stop.is_set():
             log.error("the agent ended with code %s; starting it again", agent.returncode)
 

@@ -9,6 +9,7 @@ was ever started, and no counter falls.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,15 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, multiprocess, start_wsgi_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
 
-from serving import notes
+from serving import notes, processes
 from serving.state import LedgerState, ModelState, Workers
 
 FALLBACKS = ("last_good_copy", "local_files")
 MEASURES = ("accuracy", "brier", "log_loss", "mean_absolute_error")
 ADDS_UP = ("counter", "histogram")  # what the dead leave behind that still counts
+RESERVED_BYTES = 512 * 1024  # of each kind; a version with a full profile takes 150 KB of counters
+ENTRY_BYTES = 64  # more than an entry of prometheus_client's files has beside its key
+
+log = logging.getLogger("serving.metrics")
 
 
 class Exposition:
@@ -95,6 +100,25 @@ def serve(exposition: Exposition, address: str, port: int) -> socket.socket:
     return listening
 
 
+def reserve(metrics_dir: Path, pid: int) -> None:
+    """Take the disk space that a process counts in before it begins.
+
+    It writes through memory maps, and on a disk that is full by then the kernel would kill it. Raises OSError when the
+    disk is full now.
+    """
+    for name in (*ADDS_UP, "gauge_livesum"):
+        _allocate(metrics_dir / f"{name}_{pid}.db", RESERVED_BYTES)
+
+
+def _allocate(path: Path, size: int) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(handle, 0, size)
+    finally:
+        os.close(handle)
+
+
 def fold(metrics_dir: Path, pid: int) -> None:
     """A process has ended: its gauges no longer count, what it counted stays."""
     with _locked(metrics_dir, fcntl.LOCK_EX):
@@ -102,6 +126,32 @@ def fold(metrics_dir: Path, pid: int) -> None:
             path.unlink()
         for kind in ADDS_UP:
             _fold(metrics_dir / f"{kind}_{pid}.db", metrics_dir / f"{kind}_dead.db")
+
+
+def fold_the_dead(metrics_dir: Path) -> None:
+    """The same for every process that is no longer there, for whoever was not told of an end."""
+    pids = {path.stem.rpartition("_")[2] for path in metrics_dir.glob("*.db")}
+    for pid in pids:
+        if pid.isdecimal() and not _alive(int(pid)):
+            fold_if_possible(metrics_dir, int(pid))
+
+
+def fold_if_possible(metrics_dir: Path, pid: int) -> None:
+    """The same where a full disk must stop nothing: what was not folded is still counted where it is."""
+    try:
+        fold(metrics_dir, pid)
+    except OSError as err:
+        log.error("metrics of process %d cannot be folded: %s", pid, err.strerror)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, who has its number now
+    return True
 
 
 def _fold(left: Path, into: Path) -> None:
@@ -114,6 +164,7 @@ def _fold(left: Path, into: Path) -> None:
                 sums[key] = sums.get(key, 0.0) + value
     written = into.with_suffix(".folding")  # no scrape reads what is not called *.db
     written.unlink(missing_ok=True)
+    _allocate(written, sum(len(key.encode()) + ENTRY_BYTES for key in sums) + ENTRY_BYTES)
     file = MmapedDict(str(written))
     for key, value in sums.items():
         file.write_value(key, value, 0.0)
@@ -146,10 +197,24 @@ class ServiceCollector:
         workers = Workers(self._state_dir)
         said = [notes.read(workers.note(worker)) or {} for worker in workers.living()]
         yield _gauge("ml_workers", "Living workers of this service.", (), [((), len(said))])
+        yield from self._processes()
         yield from self._versions([note.get("models", {}) for note in said])
         yield from self._registry()
         yield from self._reference()
         yield from self._ledger()
+
+    def _processes(self) -> Iterator[Metric]:
+        """Under the names that every exporter gives them, but of all processes together."""
+        master = (notes.read(self._state_dir / "service.json") or {}).get("pid")
+        pids = processes.tree(master) if master is not None else []
+        if pids:
+            seconds = CounterMetricFamily("process_cpu_seconds", "CPU time of all processes of the service.")
+            seconds.add_metric((), processes.cpu_seconds(pids))
+            yield seconds
+            memory = processes.memory_bytes(pids)
+            yield _gauge(
+                "process_resident_memory_bytes", "Memory of all processes, shared pages once.", (), [((), memory)]
+            )
 
     def _versions(self, said: list[dict[str, Any]]) -> Iterator[Metric]:
         serving: dict[tuple[str, str], list[dict[str, Any]]] = {}

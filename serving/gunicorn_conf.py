@@ -84,7 +84,7 @@ def on_starting(server: Any) -> None:
         print(f"another service uses {settings.state_dir}; give each its own STATE_DIR", file=sys.stderr)
         raise SystemExit(1)
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    notes.write(settings.state_dir / "service.json", {"started_at": started_at})
+    notes.write(settings.state_dir / "service.json", {"pid": os.getpid(), "started_at": started_at})
     metrics_dir.mkdir(parents=True, exist_ok=True)
     for left in metrics_dir.glob("*.db"):  # of the service before us; whatever else lies there is not ours
         left.unlink()
@@ -122,8 +122,14 @@ def _serve_metrics() -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """In the worker, before anything else: what is the master's is not ours to keep open."""
+    from serving.exposition import reserve
+
     for own in _own_sockets:
         own.close()
+    try:
+        reserve(metrics_dir, os.getpid())
+    except OSError as err:
+        log.error("no room for metrics in %s: %s", metrics_dir, err.strerror)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -135,9 +141,9 @@ def post_worker_init(worker: Any) -> None:
 
 def child_exit(server: Any, worker: Any) -> None:
     """A worker is gone: its gauges no longer count, what it counted stays."""
-    from serving.exposition import fold
+    from serving.exposition import fold_if_possible
 
-    fold(metrics_dir, worker.pid)
+    fold_if_possible(metrics_dir, worker.pid)
 
 
 def on_exit(server: Any) -> None:

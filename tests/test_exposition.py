@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from served import free_port
 
 from serving import exposition, notes
 from serving.drift import FILE_NAME, Bins, Profile, smoothed
-from serving.exposition import Counted, Exposition, fold
+from serving.exposition import Counted, Exposition, fold, fold_the_dead
 from serving.metrics import Metrics
 from serving.settings import ROOT
 from serving.state import LedgerState, ModelState, Workers
@@ -109,6 +110,40 @@ def test_to_fold_who_never_counted_changes_nothing(service: Exposition, metrics_
     assert samples(service) == before
 
 
+def test_whoever_is_gone_is_folded(service: Exposition, metrics_dir: Path) -> None:
+    process(metrics_dir, 3)
+    (metrics_dir / f"counter_{os.getpid()}.db").write_bytes((next(metrics_dir.glob("counter_*"))).read_bytes())
+    fold_the_dead(metrics_dir)
+    assert {path.name for path in metrics_dir.glob("counter_*.db")} == {f"counter_{os.getpid()}.db", "counter_dead.db"}
+    assert value(service, "ml_predictions_total", model="iris", version="1", outcome="ok") == 6
+
+
+def test_room_is_taken_before_it_is_needed(service: Exposition, metrics_dir: Path) -> None:
+    exposition.reserve(metrics_dir, 4_000_000)
+    taken = {path.name: path.stat() for path in metrics_dir.glob("*_4000000.db")}
+    assert sorted(taken) == ["counter_4000000.db", "gauge_livesum_4000000.db", "histogram_4000000.db"]
+    assert {status.st_blocks * 512 >= exposition.RESERVED_BYTES for status in taken.values()} == {True}
+    process(metrics_dir, 3)
+    assert value(service, "ml_predictions_total", model="iris", version="1", outcome="ok") == 3
+
+
+def test_a_full_disk_is_an_error_and_no_end(metrics_dir: Path) -> None:
+    """A limit on the size of files stands in for the disk's end."""
+    pid = process(metrics_dir, 3)
+    before = {path.name: path.read_bytes() for path in metrics_dir.glob("*.db")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        for work in (lambda: fold(metrics_dir, pid), lambda: exposition.reserve(metrics_dir, 4_000_000)):
+            with pytest.raises(OSError, match="File too large"):
+                work()
+        exposition.fold_if_possible(metrics_dir, pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = {name: content for name, content in before.items() if not name.startswith("gauge")}
+    assert {name: (metrics_dir / name).read_bytes() for name in kept} == kept
+
+
 def test_a_scrape_waits_until_the_files_are_folded(service: Exposition, metrics_dir: Path) -> None:
     process(metrics_dir, 1)
     with exposition._locked(metrics_dir, fcntl.LOCK_EX):
@@ -186,6 +221,13 @@ def test_a_worker_without_a_version_is_not_loaded(service: Exposition, tmp_path:
     locks = [worker(tmp_path, "a", "1"), worker(tmp_path, "b", None)]
     assert value(service, "ml_workers") == len(locks)
     assert value(service, "ml_model_loaded", model="iris") == 0
+
+
+def test_what_all_processes_cost(service: Exposition, tmp_path: Path) -> None:
+    assert value(service, "process_cpu_seconds_total") is None
+    notes.write(tmp_path / "service.json", {"pid": os.getpid()})
+    assert (value(service, "process_cpu_seconds_total") or 0) > 0
+    assert (value(service, "process_resident_memory_bytes") or 0) > 10_000_000
 
 
 def test_what_the_agent_saw_of_the_registry(service: Exposition, tmp_path: Path) -> None:

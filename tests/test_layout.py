@@ -23,7 +23,7 @@ LAYERS = (
     {"prepare", "follower"},
     {"compile", "runtimes", "transforms", "batching", "drift", "ledger", "registry", "reference"},
     {"bundle", "kernels", "difference", "exposition", "payload"},
-    {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers"},
+    {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers", "processes"},
     {"settings"},
     {"errors", "entropy"},
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
+import pytest
 from harness import Running, call, free_port, wait_for
 from prometheus_client.parser import text_string_to_metric_families
+from registered import Registered
 
 
 def scraped(port: int) -> dict[str, float]:
@@ -34,10 +38,29 @@ def test_the_master_answers_scrapes_while_no_worker_does(service: Running) -> No
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
     assert seen["ml_predictions_total"] == 20
+    assert seen["process_resident_memory_bytes"] > 50_000_000
     assert seen["ml_workers"] == seen["ml_model_workers"] == 2
     assert scraped(service.port)["ml_predictions_total"] == 20
     service.stop()
     wait_for(lambda: _is_free(port), 5, "the port of the metrics is still in use")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing(registered: Registered, service: Running) -> None:
+    """With a profile, a prediction, a refusal and a label: whatever has a series by then."""
+    registered.point(registered.add_profiled())
+    service.settings["WEB_CONCURRENCY"] = "2"
+    service.start()
+    answered = service.predict().json
+    assert service.call("/predict", {"features": ["x", 1, 1, 1]}).status == 400
+    assert service.call("/feedback", {"prediction_id": answered["prediction_id"], "label": "setosa"}).status in (
+        200,
+        202,
+    )
+    written = service.call("/metrics").text
+    assert "ml_reference_bin_ratio{" in written
+    found = subprocess.run(["promtool", "check", "metrics"], input=written, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 def test_the_dead_are_folded_and_stay_counted(service: Running) -> None:
