@@ -55,7 +55,7 @@ class Step:
 
     title: str
     path: str
-    body: Any  # sent as JSON; a text as it is; None: no body
+    body: Any  # sent as JSON; a text as it is; None: no body; a function: what it gives by then
     status: int
     say: Callable[[Any], str]  # raises Wrong, KeyError, TypeError or ValueError when the content is not right
     calls: int = 5  # the summary has the median
@@ -65,9 +65,8 @@ class Step:
     @property
     def text(self) -> str:
         """The body as it goes out."""
-        if self.body is None or isinstance(self.body, str):
-            return self.body or ""
-        return json.dumps(self.body, separators=(",", ":"))
+        body = self.body() if callable(self.body) else self.body
+        return body or "" if body is None or isinstance(body, str) else json.dumps(body, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ class Model:
         self.info, self.name, self.home = info, info["name"], home
         self.layout, self.inputs = info["signature"]["layout"], info["signature"]["inputs"]
         self.example = info.get("example") or []
+        self.answered: dict[str, Any] = {}  # to the last single row
 
     def named(self, number: int = 0) -> dict[str, Any]:
         """A row as an object with the inputs' names."""
@@ -142,6 +142,7 @@ def predictions(model: Model) -> list[Step]:
             expect(content["model"]["name"] == model.name, f"this is not an answer of {model.name}")
             expect(content["request_id"] == more.get("request_id", content["request_id"]), "another request_id")
             found = [content["prediction"]] if rows is None else content["predictions"]
+            model.answered = content if rows is None else model.answered
             expect(len(found) == (rows or 1), f"{len(found)} predictions for {rows} rows")
             return ", ".join(map(_said, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
@@ -238,11 +239,39 @@ def operations(model: Model) -> list[Step]:
     ]
 
 
+def watched(model: Model) -> list[Step]:
+    """Has the data moved, and were the answers right?"""
+
+    def drift(content: dict[str, Any]) -> str:
+        expect(content["name"] == model.name, f"this is not of {model.name}")
+        worst = content["features"][:1]
+        return content["verdict"] + "".join(
+            f": {line['name']} at {line['score']:.2f}, {line['rows']} rows" for line in worst
+        )
+
+    def label() -> dict[str, Any]:
+        predicted = model.answered["prediction"]
+        truth = predicted.get("class_name", predicted.get("value"))
+        return {"prediction_id": model.answered["prediction_id"], "label": truth}
+
+    def kept(content: dict[str, Any]) -> str:
+        expect(content["unknown"] == [], "the prediction is not known")
+        return "the label is new" if content["accepted"] else "the label was known already"
+
+    return [
+        Step("Has the data moved?", f"{model.home or '/model'}/drift", None, 200, drift, calls=1, method="GET"),
+        Step("What turned out to be true", "/feedback", label, 200, kept, calls=1),
+        Step("A label without its prediction", "/feedback", {"label": 1}, 400, refused("invalid_input")),
+    ]
+
+
 SCENES: dict[str, Callable[[Model], list[Step]]] = {
     "Predictions · simple protocol": predictions,
     "Mistakes · simple protocol": mistakes,
+    "Watched": watched,
     "Operations": operations,
 }
+ONLY_OWN = {watched}  # for a service of our own: a made-up truth does not belong into anybody's ledger
 
 
 # --- playing them ----------------------------------------------------------------------------------------------------
@@ -339,8 +368,8 @@ def summary(results: dict[str, list[Result]]) -> Table:
     return table
 
 
-def demo(console: Console, url: str, name: str | None) -> int:
-    """Play every scene and sum up; the exit code."""
+def demo(console: Console, url: str, name: str | None, *, own: bool = False) -> int:
+    """Play every scene and sum up; the exit code. ``own``: the service is there for nothing else."""
     url = (url if "://" in url else f"http://{url}").rstrip("/")
     player = Player(console, url)
     model = player.model(name)
@@ -349,6 +378,8 @@ def demo(console: Console, url: str, name: str | None) -> int:
     for title, scene in SCENES.items():
         if not model.inputs and scene is not operations:
             continue  # without a signature there is nothing to make a row from
+        if scene in ONLY_OWN and not own:
+            continue
         console.print()
         console.rule(f"[bold]{title}", align="left", style="blue")
         results[title] = [player.play(step) for step in scene(model)]
@@ -370,7 +401,8 @@ def own_service(console: Console) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as folder:
         log, port = Path(folder, "service.log"), _free_port()
         own = {"BIND_ADDRESS": "127.0.0.1", "PORT": str(port), "DRAIN_S": "0", "LOG_FORMAT": "text"}
-        own |= {"STATE_DIR": folder, "PROMETHEUS_MULTIPROC_DIR": f"{folder}/metrics"}
+        own |= {"STATE_DIR": folder, "PROMETHEUS_MULTIPROC_DIR": f"{folder}/metrics", "METRICS_PORT": "0"}
+        own |= {"DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
         with log.open("wb") as output:
             service = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("app.py"))],
@@ -436,7 +468,7 @@ def main() -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     try:
         with own_service(console) if options.self_hosted else contextlib.nullcontext(options.url) as url:
-            return demo(console, url, options.model)
+            return demo(console, url, options.model, own=options.self_hosted)
     except NothingToCall as err:
         print(f"demo: {err}", file=sys.stderr)
         return 2
