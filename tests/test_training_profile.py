@@ -9,7 +9,7 @@ import pytest
 
 from serving.drift import MAX_BINS, Profile, psi
 from serving.tensors import Batch, Classes, Prediction
-from training import family
+from training.iris import FAMILY
 from training.profile import profile
 
 CLASSES = Classes((0, 1), ("no", "yes"))
@@ -131,10 +131,9 @@ def test_little_data_is_judged_with_care() -> None:
 @pytest.fixture(scope="module")
 def iris() -> tuple[Profile, Any, Any]:
     """The profile of the real family, and its rows: all, and those it did not learn from."""
-    flowers = family("iris")
-    data = flowers.data()
-    model = flowers.make(flowers.candidates[0], 42).fit(data.train.inputs, data.train.labels)
-    answered = flowers.flavor.predict(model, data.rows.inputs)
+    data = FAMILY.data()
+    model = FAMILY.make(FAMILY.candidates[0], 42).fit(data.train.inputs, data.train.labels)
+    answered = FAMILY.flavor.predict(model, data.rows.inputs)
     classes = Classes.of([0, 1, 2], data.class_names)
     return profile(data.train.batch(), answered, classes), data.rows.inputs, data.holdout.inputs
 
