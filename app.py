@@ -87,7 +87,7 @@ def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, 
     """The parts of a service, from its settings."""
     from serving.ledger import Feedback
     from serving.observer import Observer
-    from serving.service import Service
+    from serving.service import Build, Service
     from serving.store import Batching, Store
 
     state_dir = settings.state_dir
@@ -101,6 +101,7 @@ def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, 
         exposition,
         state_dir,
         reload_timeout_s=settings.reload_timeout_s,
+        build=Build(settings.build_version, settings.build_commit),
         tracer=tracer,
     )
 

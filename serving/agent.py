@@ -25,11 +25,11 @@ from prometheus_client import CollectorRegistry
 
 from serving import notes, telemetry
 from serving.bundle import Bundle
+from serving.child import prepare_in_child
 from serving.errors import SettingError
 from serving.exposition import reserve
 from serving.follower import TICK_S, Follower
 from serving.metrics import Metrics
-from serving.prepare import prepare_in_child
 from serving.registry import Auth, LocalFiles, Ref, Version, registry_at
 from serving.state import LedgerState, Lock, ModelState
 

@@ -18,7 +18,7 @@ from serving import notes
 from serving.digest import file_sha256
 from serving.tensors import Classes, Signature
 
-FORMAT = 4
+FORMAT = 5
 
 installed_version = cache(version)  # what a process has imported does not change either
 
@@ -50,6 +50,7 @@ class Compilation:
     tolerance: float
     native_s: dict[str, float]
     compiled_s: dict[str, float]
+    proven: str = "when it was prepared"
 
     @property
     def exact(self) -> bool:

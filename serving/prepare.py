@@ -11,25 +11,23 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
-import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving import bundle as bundles
-from serving import drift, kernels, notes, reference, registry
+from serving import drift, kernels, notes, precompiled, reference, registry
 from serving.batching.cost import Cost, measure, pays
-from serving.bundle import Bundle, BundleUnreadable, Compilation, Proof
+from serving.bundle import Bundle, Compilation, Proof
 from serving.compile import NotCompiled, build_model, check_release, converted, proof
 from serving.difference import largest_difference
 from serving.digest import folder_digest
-from serving.errors import PrepareFailed, RegistryUnreachable, ServingError, VersionRefused
+from serving.errors import RegistryUnreachable, ServingError, VersionRefused
 from serving.kernels.masks import Masks
 from serving.registry import Auth, Version
 from serving.runtimes import FLAVORS, Predictor, compiled, runtime
@@ -39,7 +37,6 @@ from serving.transforms import tabular
 
 TOLERANCE = 1e-6  # relative to the larger of 1 and the recorded value
 NICENESS = 5  # below the workers, above starvation
-LAST_WORDS_BYTES = 2000  # of a crashed child's output that are kept
 WARM_UP_RUNS = 3
 EXAMPLE_ROWS = 10  # at most
 
@@ -60,7 +57,17 @@ class Job:
     into: str  # where the bundle goes
 
 
-# --- in the child ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Form:
+    """How a version answers, and how it proved that."""
+
+    runtime: str
+    description: Description
+    proof: Proof
+    example: dict[str, Any] | None
+    compilation: Compilation | None
+    native: str | None
+    cost: Cost | None
 
 
 def prepare(job: Job, auth: Auth) -> Bundle:
@@ -68,19 +75,10 @@ def prepare(job: Job, auth: Auth) -> Bundle:
     work = Path(job.work)
     artifacts = registry.fetch(job.version, work / "artifacts", job.tracking_uri, auth)
     digest = _check_digest(job.version, artifacts)
-    model = _read_mlmodel(artifacts)
-    name = _choose_runtime(model)
     folder = work / "bundle"
     folder.mkdir()
-    description, predictor = _convert(name, model, artifacts, folder)
-    signature, classes = description.signature, description.classes
-    proof, reference_rows = _prove(artifacts, signature, predictor)
-    example = _example(artifacts, signature)
-    example_rows = _answer(example, signature, classes, predictor)
+    form = _form(artifacts, folder)
     _keep_profile(artifacts, folder)
-    known = [batch for batch in (example_rows, reference_rows) if batch is not None]
-    compilation, native = _compile(folder, signature, predictor, known) if name == "sklearn" else (None, None)
-    cost = _cost(compiled.load(folder) if compilation else predictor, known)
     made = Bundle(
         folder=folder,
         name=job.version.name,
@@ -89,18 +87,56 @@ def prepare(job: Job, auth: Auth) -> Bundle:
         run_id=job.version.run_id,
         digest=digest,
         digest_recorded=job.version.digest is not None,
-        runtime="compiled" if compilation else name,
-        signature=signature,
-        classes=classes,
-        example=example,
-        proof=proof,
-        libraries=bundles.library_versions(compiled.LIBRARIES if compilation else description.libraries),
-        compilation=compilation,
-        native=native,
-        cost=cost.as_json() if cost else None,
-        batching=cost is not None and pays(cost),
+        runtime=form.runtime,
+        signature=form.description.signature,
+        classes=form.description.classes,
+        example=form.example,
+        proof=form.proof,
+        libraries=bundles.library_versions(compiled.LIBRARIES if form.compilation else form.description.libraries),
+        compilation=form.compilation,
+        native=form.native,
+        cost=form.cost.as_json() if form.cost else None,
+        batching=form.cost is not None and pays(form.cost),
     )
     return bundles.write(made, Path(job.into))
+
+
+def precompile(artifacts: Path, into: Path) -> Compilation | str:
+    """For training: leave the compiled form of the version in ``artifacts`` in ``into``, to be logged with it.
+
+    Its proof, or why it has no such form. Raises `VersionRefused` for a version that no server would take.
+    """
+    with tempfile.TemporaryDirectory(prefix="precompile-") as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rows made to hurt, of which scikit-learn warns
+        form = _form(artifacts, Path(scratch))
+        if form.compilation is None:
+            return form.native or f"it is served by {form.runtime}"
+        model_file = native_runtime.file_of(_read_mlmodel(artifacts), artifacts)
+        assert model_file is not None
+        precompiled.write(Path(scratch), form.description, form.compilation, model_file, into)
+    return form.compilation
+
+
+def _form(artifacts: Path, folder: Path) -> Form:
+    """Leave in ``folder`` what answers for the version in ``artifacts``, and have it prove itself."""
+    model = _read_mlmodel(artifacts)
+    name, compilation, native = _choose_runtime(model), None, None
+    model_file = native_runtime.file_of(model, artifacts) if name == "sklearn" else None
+    if brought := precompiled.read(artifacts, model_file, folder):
+        name, (description, compilation) = "compiled", brought
+        predictor: Predictor = compiled.load(folder)
+    else:
+        description, predictor = _convert(name, model, artifacts, folder)
+    signature, classes = description.signature, description.classes
+    proof, reference_rows = _prove(artifacts, signature, predictor)
+    example = _example(artifacts, signature)
+    example_rows = _answer(example, signature, classes, predictor)
+    known = [batch for batch in (example_rows, reference_rows) if batch is not None]
+    if name == "sklearn":
+        compilation, native = _compile(folder, signature, predictor, known)
+    if compilation is not None:
+        name, predictor = "compiled", compiled.load(folder)
+    return Form(name, description, proof, example, compilation, native, _cost(predictor, known))
 
 
 def _check_digest(version: Version, artifacts: Path) -> str:
@@ -159,8 +195,8 @@ def _cost(predictor: Predictor, known: list[Batch]) -> Cost | None:
 
 def _prove(artifacts: Path, signature: Signature, predictor: Predictor) -> tuple[Proof, Batch | None]:
     """Compare the answers to the reference rows with those on record. Raises `VersionRefused` when they differ."""
-    path = artifacts / reference.FILE_NAME
-    if not path.is_file():
+    path = reference.find(artifacts)
+    if path is None:
         return Proof(0, None, None, "the version has no reference rows"), None
     try:
         inputs, recorded = reference.read(path)
@@ -312,99 +348,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-# --- in the agent ----------------------------------------------------------------------------------------------------
-
-
-def prepare_in_child(
-    version: Version, tracking_uri: str, into: Path, timeout_s: float, stop: threading.Event | None = None
-) -> Bundle:
-    """Run `prepare` in a child process and return its bundle, read back from ``into``.
-
-    Raises `VersionRefused` (also when the child crashes or is not done after ``timeout_s``), `RegistryUnreachable` or
-    `PrepareFailed`. The child and all that it started are gone when this returns.
-    """
-    try:
-        into.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".prepare-", dir=into.parent))
-        try:
-            notes.write(work / "job.json", asdict(Job(version, tracking_uri, str(work), str(into))))
-            code, last_words = _run(work, timeout_s, stop)
-            return _result(version, work, into, code, last_words)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    except OSError as err:
-        raise PrepareFailed(f"cannot prepare {version.name} {version.version}: {err.strerror or err}") from err
-
-
-def _run(work: Path, timeout_s: float, stop: threading.Event | None) -> tuple[int, str]:
-    """The child's exit code and last words.
-
-    Raises `VersionRefused` after ``timeout_s`` and `PrepareFailed` when told to stop.
-    """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "serving.prepare", str(work / "job.json")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    output = _Output(child.stdout)
-    try:
-        deadline = time.monotonic() + timeout_s
-        while child.poll() is None:
-            if time.monotonic() > deadline:
-                raise VersionRefused(f"it was not ready after {timeout_s:g} s", reason="prepare_timeout")
-            if stop is not None and stop.is_set():
-                raise PrepareFailed("the service is stopping")
-            time.sleep(0.02)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if child.stdin:
-            child.stdin.close()
-    return child.returncode, output.last_words()
-
-
-class _Output:
-    """What a child says, of which only the end is kept: it may say more than the memory or the disk holds."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._kept = b""
-        self._thread = threading.Thread(target=self._read, args=(pipe,), name="prepare-output", daemon=True)
-        self._thread.start()
-
-    def _read(self, pipe: Any) -> None:
-        with pipe:
-            while piece := pipe.read1(1 << 16):
-                self._kept = (self._kept + piece)[-LAST_WORDS_BYTES:]
-
-    def last_words(self) -> str:
-        """The end of it, once the child has ended."""
-        self._thread.join(timeout=1.0)  # something that it started may still hold the pipe
-        return self._kept.decode(errors="replace").strip()
-
-
-def _result(version: Version, work: Path, into: Path, code: int, words: str) -> Bundle:
-    if code == os.EX_IOERR:
-        raise PrepareFailed(f"what came of {version.name} {version.version} cannot be written: {words[-300:]}")
-    result = notes.read(work / "result.json")
-    if result is None:
-        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        last_line = words.splitlines()[-1][:300] if words else "it said nothing"
-        raise VersionRefused(f"the process that loaded it {ended}: {last_line}", reason="load_crashed")
-    if "refused" in result:
-        raise VersionRefused(result["refused"], reason=result["reason"])
-    if "unreachable" in result:
-        raise RegistryUnreachable(result["unreachable"])
-    if "failed" in result:
-        raise PrepareFailed(f"cannot prepare {version.name} {version.version}: {result['failed']}")
-    try:
-        return bundles.read(into)
-    except BundleUnreadable as err:
-        raise VersionRefused(f"the process that loaded it left no bundle: {err}", reason="load_crashed") from err
 
 
 if __name__ == "__main__":

@@ -59,6 +59,14 @@ class Reloaded:
     duration_s: float
 
 
+@dataclass(frozen=True)
+class Build:
+    """Which service this is; empty where nobody said."""
+
+    version: str = ""
+    commit: str = ""
+
+
 class AgentError(ServingError):
     """What the agent answered, with the agent's own status and code."""
 
@@ -92,6 +100,7 @@ class Service:
         state_dir: Path,
         *,
         reload_timeout_s: float,
+        build: Build,
         tracer: Tracer | None = None,
     ) -> None:
         self.store = store
@@ -102,6 +111,7 @@ class Service:
         self._keeper = keeper
         self._state_dir = state_dir
         self._reload_timeout_s = reload_timeout_s
+        self._build = build
         self._tracer = tracer
         self._inference_s = Series(metrics.inference_s)
         self._predictions = Series(metrics.predictions)
@@ -234,6 +244,7 @@ class Service:
             "loaded_at": live.loaded_at,
             "workers": {"acknowledged": workers.acknowledged, "total": workers.total},
             "quality": self._quality(name, bundle.version),
+            "service": {"version": self._build.version or None, "commit": self._build.commit or None},
             **status,
         }
 

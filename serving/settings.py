@@ -93,6 +93,8 @@ class Settings:
     ledger_spool_bytes: int = setting(
         256 * 1024 * 1024, "What may wait on disk while the ledger's database is away.", least=1
     )
+    build_version: str = setting("", "What `/model/info` calls this build of the service; images have it set.")
+    build_commit: str = setting("", "The git commit that it was made of; likewise.")
     log_level: str = setting("info", "One of debug, info, warning, error.")
     log_format: str = setting("auto", "`json`, `text`, or `auto`: text on a terminal, else JSON lines.")
     prometheus_multiproc_dir: str = setting("", "Where workers share their metrics. Default: `metrics` in STATE_DIR.")

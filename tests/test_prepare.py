@@ -26,9 +26,10 @@ from served import free_port
 from serving import bundle as bundles
 from serving import reference
 from serving.bundle import Bundle, Proof
+from serving.child import prepare_in_child
 from serving.digest import folder_digest
 from serving.errors import PrepareFailed, RegistryUnreachable, VersionRefused
-from serving.prepare import EXAMPLE_ROWS, TOLERANCE, Job, prepare, prepare_in_child
+from serving.prepare import EXAMPLE_ROWS, TOLERANCE, Job, prepare
 from serving.registry import Auth, Version
 from serving.runtimes import runtime
 from serving.settings import ROOT
@@ -486,7 +487,7 @@ def test_who_stops_does_not_wait(tmp_path: Path, place: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from serving.prepare import prepare_in_child
+from serving.child import prepare_in_child
 from serving.registry import Version
 print("here", flush=True)
 prepare_in_child(Version("iris", "1", None, "registry", sys.argv[1]), "", Path(sys.argv[2]), 60.0)

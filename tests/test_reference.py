@@ -139,13 +139,53 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet at all", b"PAR1" + bytes(100) + b"PAR1"])
-def test_what_is_no_table_is_a_value_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "broken.parquet").write_bytes(content)
+@pytest.mark.parametrize("name", [reference.FILE_NAME, reference.EARLIER])
+def test_what_is_no_table_is_a_value_error(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"\w"):
-        reference.read(tmp_path / "broken.parquet")
+        reference.read(tmp_path / name)
 
 
-def test_a_table_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header", ["", "[]", '{"inputs": []}', '{"inputs": [{"name": "a", "array": "a7"}], "outputs": []}']
+)
+def test_an_archive_of_something_else_is_refused(tmp_path: Path, header: str) -> None:
+    np.savez(tmp_path / "other.npz", header=np.array(header))
+    with pytest.raises(ValueError, match="cannot be read"):
+        reference.read(tmp_path / "other.npz")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    objects = np.array([print], dtype=object)
+    np.savez(
+        tmp_path / "bad.npz", header=np.array('{"inputs": [{"name": "a", "array": "a0"}], "outputs": []}'), a0=objects
+    )
+    with pytest.raises(ValueError, match="allow_pickle"):
+        reference.read(tmp_path / "bad.npz")
+
+
+def test_of_large_rows_there_are_fewer(tmp_path: Path) -> None:
+    pictures = np.zeros((200, 3, 224, 224), dtype=np.float32)
+    inputs, recorded = again(tmp_path, Batch(("input",), (pictures,)), Prediction(np.arange(200)))
+    assert len(inputs["input"]) == len(recorded.values) == 27
+
+
+def test_the_same_rows_make_the_same_file(tmp_path: Path) -> None:
+    batch = Batch(("a", "b"), (np.arange(3.0), np.array(["x", None, "z"], dtype=object)))
+    for name in ("1", "2"):
+        reference.write(tmp_path / name, batch, VALUES)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_the_newer_form_is_preferred(tmp_path: Path) -> None:
+    assert reference.find(tmp_path) is None
+    (tmp_path / reference.EARLIER).touch()
+    assert reference.find(tmp_path) == tmp_path / reference.EARLIER
+    (tmp_path / reference.FILE_NAME).touch()
+    assert reference.find(tmp_path) == tmp_path / reference.FILE_NAME
+
+
+def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     path = tmp_path / reference.FILE_NAME
     reference.write(path, Batch(("a",), block=np.zeros((3, 1))), VALUES)
     path.write_bytes(path.read_bytes()[:-20])

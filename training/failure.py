@@ -6,7 +6,10 @@ import re
 import shutil
 
 from alembic.util.exc import CommandError
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowException
+from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.errors import ServingError
@@ -17,14 +20,25 @@ class NotPromoted(Exception):
 
 
 # A store that is away, full or not ours to write, a disk likewise. Anything else is a bug and shows its traceback.
-SURROUNDINGS = (ServingError, MlflowException, SQLAlchemyError, CommandError, OSError, NotPromoted)
+SURROUNDINGS = (
+    *(ServingError, MlflowException, SQLAlchemyError, CommandError, OSError, NotPromoted),
+    *(Boto3Error, BotoCoreError, ClientError),  # without a tracking server in between we talk to S3 ourselves
+)
 
 LONGEST = 300
+
+# What MLflow's client says when it gives up: the whole address that it asked, and the cause at the very end.
+GAVE_UP = re.compile(r"API request to (?P<server>\w+://[^/]+).* failed with exception .*\(Caused by (?P<cause>.*)\)")
 
 
 def brief(err: BaseException) -> str:
     """What went wrong in one line."""
-    text = _system(err) if isinstance(err, OSError) else str(_driver(err) or err)
+    if isinstance(err, HTTPError):
+        text = _answer(err)
+    elif isinstance(err, OSError):
+        text = _system(err)
+    else:
+        text = _without_address(str(_driver(err) or err))
     lines = text.strip().splitlines() or [type(err).__name__]
     return without_password(lines[0])[:LONGEST]
 
@@ -38,6 +52,26 @@ def _driver(err: BaseException) -> BaseException | None:
     """What the database's driver said, under SQLAlchemy's and MLflow's words about it."""
     inner = err.__cause__ if isinstance(err, MlflowException) else err
     return getattr(inner, "orig", None)
+
+
+def _answer(err: HTTPError) -> str:
+    """What a tracking server wrote into its answer, which is more than its status."""
+    try:
+        return str(err.response.json()["message"])
+    except (AttributeError, ValueError, KeyError, TypeError):  # it has no answer, or not one of MLflow's
+        return str(err)
+
+
+def _without_address(text: str) -> str:
+    """Who did not answer and why, without the 300 letters of the request that it was."""
+    given_up = GAVE_UP.search(text)
+    if given_up is None:
+        return text
+    server, cause = given_up["server"], given_up["cause"]
+    if refused := re.search(r"too many (\d+) error responses", cause):
+        return f"{server} answers {refused[1]}; its log says why"
+    reason = re.sub(r".*(?:\[Errno -?\d+\] |: )|['\")]+$", "", cause)
+    return f"{server} does not answer: {reason}"
 
 
 def _system(err: OSError) -> str:

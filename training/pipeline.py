@@ -15,7 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from serving import drift, reference
+from serving.bundle import Compilation
 from serving.digest import folder_digest
+from serving.prepare import precompile
 from serving.registry import BREAKING_TAG, DEFAULT_ALIAS, DIGEST_TAG, LocalFiles, Ref, Version
 from serving.settings import Settings
 from serving.tensors import Classes, Signature
@@ -90,6 +92,8 @@ def _fit(family: Family, plan: Plan, data: Data, tags: dict[str, str], report: R
                 mlflow.log_figure(figure, name)
             _log_reference(family, model, model_id, data, scratch)
             _log_profile(family, model, model_id, data, scratch)
+        with report.busy("compiling, and comparing over ten thousand rows"):
+            report.compiled(_log_compiled(model_id, scratch))
     return model_id
 
 
@@ -128,6 +132,16 @@ def _log_profile(family: Family, model: Any, model_id: str, data: Data, scratch:
     path = scratch / drift.FILE_NAME
     path.write_text(json.dumps(made.as_json(), indent=1), encoding="utf-8")
     MlflowClient().log_model_artifact(model_id, str(path))
+
+
+def _log_compiled(model_id: str, scratch: Path) -> Compilation | str:
+    """Have the version bring its compiled form along, for servers without scikit-learn; what came of it."""
+    made = scratch / "compiled-form"
+    made.mkdir()
+    outcome = precompile(tracking.fetch_logged(model_id, scratch / "logged"), made)
+    if isinstance(outcome, Compilation):
+        MlflowClient().log_model_artifacts(model_id, str(made))
+    return outcome
 
 
 def _register(family: Family, plan: Plan, model_id: str, tags: dict[str, str], into: Path) -> Registered:

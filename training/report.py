@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status
 from rich.table import Table
 
+from serving.bundle import Compilation
 from training.evaluation import Trial
 from training.family import Family
 from training.gate import Metrics, Verdict
@@ -59,6 +60,15 @@ class Report:
         """The best, refitted, on rows that no candidate has seen."""
         shown = ", ".join(f"{rule.metric} {metrics[rule.metric]:.4f}" for rule in self._family.rules)
         self._line(f"Holdout, {rows} rows: {shown}")
+
+    def compiled(self, outcome: Compilation | str) -> None:
+        """What serves it: kernels, or scikit-learn itself."""
+        if isinstance(outcome, str):
+            self._line(f"Not compiled: {escape(outcome)}")
+            return
+        how = "the same bits as scikit-learn" if outcome.exact else f"within {outcome.tolerance:g} of scikit-learn"
+        faster = outcome.native_s["1"] / outcome.compiled_s["1"]
+        self._line(f"Compiled: {how} on {outcome.rows} rows, {faster:.0f} times as fast for one")
 
     def verdict(self, verdict: Verdict) -> None:
         """What the gate looked at."""

@@ -42,22 +42,25 @@ def connect(settings: Settings, ref: Ref) -> None:
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment called ``name``, made if there is none.
+    """The experiment called ``name``, made if there is none, with an artifact store that answers.
 
     Beside an SQLite file its artifacts get a folder there; elsewhere the store knows better where they belong.
+    Raises `RegistryUnreachable` when they could not be put there: now, and not when all the work is done.
     """
-    found = mlflow.get_experiment_by_name(name)
-    if found is not None:
-        return found
-    file = _sqlite_file(mlflow.get_tracking_uri())
-    place = (file.parent / "artifacts" / name).as_uri() if file is not None else None
-    return mlflow.get_experiment(mlflow.create_experiment(name, artifact_location=place))
+    found = mlflow.get_experiment_by_name(name) or _new_experiment(name)
+    _look_into(found.artifact_location)
+    return found
 
 
 def log_dataset(data: Data, name: str) -> None:
     """Say in the active run what it learned from, and what it is judged on."""
     for rows, context in ((data.train, "training"), (data.holdout, "holdout")):
         mlflow.log_input(_dataset(rows, name, data.digest), context=context)
+
+
+def fetch_logged(model_id: str, into: Path) -> Path:
+    """A logged model's files as the artifact store gives them, in a folder in ``into``."""
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=str(into)))
 
 
 def register(model_id: str, name: str, tags: Mapping[str, str]) -> ModelVersion:
@@ -97,6 +100,20 @@ def fetch(version: ModelVersion, into: Path) -> Path:
 def _look(uri: str, auth: Auth, ref: Ref) -> None:
     with contextlib.suppress(UnknownModel):  # nothing is registered yet, but somebody answered
         registry_at(uri, auth).resolve(ref)
+
+
+def _new_experiment(name: str) -> Experiment:
+    file = _sqlite_file(mlflow.get_tracking_uri())
+    place = (file.parent / "artifacts" / name).as_uri() if file is not None else None
+    return mlflow.get_experiment(mlflow.create_experiment(name, artifact_location=place))
+
+
+def _look_into(artifacts: str) -> None:
+    """Ask for a folder that nobody has: the answer is short however much lies there."""
+    try:
+        mlflow.artifacts.list_artifacts(artifact_uri=f"{artifacts}/no-such-folder")
+    except Exception as err:  # every store has errors of its own
+        raise RegistryUnreachable(f"artifact store {without_password(artifacts)}: {brief(err)}") from err
 
 
 def _open(uri: str) -> None:

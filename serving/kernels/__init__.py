@@ -22,6 +22,7 @@ import numpy as np
 Table = np.ndarray | tuple[np.ndarray, ...]
 Kernel = Any  # a dataclass that `kernel` has registered
 
+FILES = ("kernels.json", "arrays.bin")
 ALIGNED = 64  # bytes, as NumPy's own arrays are
 
 MODULES = ("bayes", "columns", "ensembles", "graph", "linear", "masks", "models", "neighbours", "trees", "vectors")
@@ -44,16 +45,17 @@ def save(root: Kernel, folder: Path) -> None:
     """Write the kernel and all below it into ``folder``."""
     arrays = bytearray()
     plain = _plain(root, arrays)
-    (folder / "kernels.json").write_text(json.dumps(plain), encoding="utf-8")
-    (folder / "arrays.bin").write_bytes(arrays)
+    tree, values = (folder / name for name in FILES)
+    tree.write_text(json.dumps(plain), encoding="utf-8")
+    values.write_bytes(arrays)
 
 
 def load(folder: Path) -> Kernel:
     """What `save` wrote."""
     for module in MODULES:
         import_module(f"serving.kernels.{module}")
-    plain = json.loads((folder / "kernels.json").read_text(encoding="utf-8"))
-    return _made(plain, np.fromfile(folder / "arrays.bin", np.uint8))
+    tree, values = (folder / name for name in FILES)
+    return _made(json.loads(tree.read_text(encoding="utf-8")), np.fromfile(values, np.uint8))
 
 
 def walk(root: Kernel) -> list[Kernel]:

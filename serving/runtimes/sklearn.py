@@ -38,6 +38,12 @@ def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
     return Description(_with_missing(signature, estimator), classes, ("scikit-learn",))
 
 
+def file_of(model: Mapping[str, Any], folder: Path) -> Path | None:
+    """The file with the estimator, by what MLflow writes of it; None where it does not say."""
+    name = model["flavors"][FLAVOR].get("pickled_model")
+    return folder / name if isinstance(name, str) else None
+
+
 def load(folder: Path) -> Callable[[Batch], Prediction]:
     """The estimator's ``predict``, and ``predict_proba`` where it has one."""
     estimator = read(folder)
