@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from pathlib import Path
 
 from flask import Flask
 from flask.testing import FlaskClient
+from served import running, settings_of
 
 from serving.service import prediction_id
 
@@ -51,6 +53,13 @@ def test_a_reload_is_counted_by_what_came_of_it(app: Flask, client: FlaskClient)
     before = counted(client, series)
     assert client.post("/model/reload").status_code == 502
     assert counted(client, series) - before == 1
+
+
+def test_without_a_ledger_there_is_no_feedback(tmp_path: Path) -> None:
+    with running(settings_of(tmp_path, ledger_sample=0.0)) as app:
+        answer = app.test_client().post("/feedback", json={"prediction_id": prediction_id(time.time()), "label": 1})
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (404, "no_ledger")
+    assert not (tmp_path / "state" / "ledger").exists()
 
 
 def test_a_draining_service_is_not_ready_but_answers(app: Flask, client: FlaskClient) -> None:

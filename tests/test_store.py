@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from samples import column_signature, write_sklearn
 
-from serving import notes
+from serving import drift, notes
 from serving.digest import folder_digest
 from serving.errors import ModelNotReady, UnknownModel
 from serving.metrics import Metrics
@@ -162,3 +163,30 @@ def test_a_bundle_of_another_model_is_not_served(pod: Pod) -> None:
     store = pod.start()
     assert not store.ready()
     assert store.acknowledged("m").failed == 1
+
+
+# --- the profile -----------------------------------------------------------------------------------------------------
+
+
+def with_profile(pod: Pod, content: str) -> Store:
+    """A store on a version whose profile says ``content``."""
+    pod.prepare("1", 2.0)
+    (pod.state.bundles / "1" / drift.FILE_NAME).write_text(content)
+    pod.desire("1")
+    return pod.start()
+
+
+def test_a_version_with_a_profile_is_watched(pod: Pod) -> None:
+    bins = drift.Bins("x", "numeric", ("<= 1", "> 1"), (0.5, 0.5), edges=(1.0,), threshold=0.2)
+    profile = drift.Profile(2, (bins,), (), {}, {})
+    assert with_profile(pod, json.dumps(profile.as_json())).live().drift is not None
+
+
+@pytest.mark.parametrize("content", ['{"format": 99}', '{"format": 1, "rows": 3}'])
+def test_a_profile_that_cannot_be_used_costs_the_watching_only(
+    pod: Pod, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = with_profile(pod, content).live()
+    assert live.drift is None
+    assert live.bundle.version == "1"
+    assert "is not watched for drift" in caplog.text
