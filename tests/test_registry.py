@@ -676,8 +676,16 @@ def test_a_listing_that_is_not_mlflows_is_unreachable(serve: Serve, tmp_path: Pa
 
 @pytest.mark.parametrize("status", [200, 403, 500])
 def test_a_sign_in_page_for_a_listing_is_unreachable(serve: Serve, tmp_path: Path, status: int) -> None:
-    with pytest.raises(RegistryUnreachable, match="the artifact store does not answer"):
+    with pytest.raises(RegistryUnreachable, match=f"the artifact store (does not answer|answers {status}$)"):
         fetched_from(serve(lambda handler: send(handler, HTML, status)), tmp_path / "got")
+
+
+def test_what_the_artifact_store_says_is_passed_on(serve: Serve, tmp_path: Path) -> None:
+    said = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "The specified bucket does not exist\\nHostId: 7"}'
+    with pytest.raises(
+        RegistryUnreachable, match="the artifact store answers 404: The specified bucket does not exist$"
+    ):
+        fetched_from(serve(lambda handler: send(handler, said, 404)), tmp_path / "got")
 
 
 def test_a_disk_without_room_is_our_fault(serve: Serve, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ SLOW = "ReadTimeoutError(\"HTTPConnectionPool(host='localhost', port=5000): Read
             "http://localhost:5000 answers 500; its log says why",
         ),
         (given_up(REFUSED), "http://localhost:5000 does not answer: Connection refused"),
-        (given_up(SLOW), "http://localhost:5000 does not answer: Read timed out. (read timeout=30"),
+        (given_up(SLOW), "http://localhost:5000 does not answer: Read timed out"),
         (answered('{"message": "The bucket does not exist"}'), "The bucket does not exist"),
         (answered("gone"), "404 Client Error for url: http://localhost:5000/. Response: gone"),
         (requests.HTTPError("gone"), "gone"),

@@ -70,7 +70,7 @@ def _without_address(text: str) -> str:
     server, cause = given_up["server"], given_up["cause"]
     if refused := re.search(r"too many (\d+) error responses", cause):
         return f"{server} answers {refused[1]}; its log says why"
-    reason = re.sub(r".*(?:\[Errno -?\d+\] |: )|['\")]+$", "", cause)
+    reason = re.sub(r".*(?:\[Errno -?\d+\] |: )|(?:\. \(.*)?['\")]+$", "", cause)
     return f"{server} does not answer: {reason}"
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlparse
 
 from serving.errors import PrepareFailed, RegistryUnreachable, VersionRefused
 from serving.registry.client import first_line
-from serving.registry.login import CONNECT_TIMEOUT_S, Auth, cause
+from serving.registry.login import CONNECT_TIMEOUT_S, Auth, answered, cause
 from serving.registry.versions import Version
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def fetch(version: Version, into: Path, tracking_uri: str, auth: Auth) -> Path:
 
 
 def _silent(err: Exception) -> RegistryUnreachable:
-    return RegistryUnreachable(f"the artifact store does not answer: {cause(err)}")
+    said = answered(err)
+    what = f"answers {said}" if said is not None else f"does not answer: {cause(err)}"
+    return RegistryUnreachable(f"the artifact store {what}")
 
 
 def _from_store(location: str, into: Path, tracking_uri: str, auth: Auth) -> None:

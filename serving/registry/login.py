@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import requests
 
+LONGEST = 200  # characters of a server's words
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 3.05, 10.0
 
 
@@ -37,6 +38,18 @@ class Auth:
         insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
         session.verify = not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True)
         return session
+
+
+def answered(err: Exception) -> str | None:
+    """What a server answered that made ``err``: its status and, if it has any, its own words. None where it did not."""
+    response = getattr(err, "response", None)
+    if response is None:
+        return None
+    try:
+        words = str(response.json()["message"]).strip().partition("\n")[0][:LONGEST]
+    except (ValueError, KeyError, TypeError):
+        words = ""
+    return f"{response.status_code}: {words}" if words else str(response.status_code)
 
 
 def cause(err: Exception) -> str:
