@@ -185,7 +185,7 @@ def test_servers_that_go_one_after_the_other(followed: Followed) -> None:
 
         stack.s3.stop()
         followed.registry.point(version)
-        wait_for(lambda: "the artifact store does not answer" in service.log, 15, "nobody misses the files")
+        wait_for(lambda: "the artifact store answers 500" in service.log, 15, "nobody misses the files")
         time.sleep(OUTAGE_S)
         assert followed.info["version"] == before
         stack.s3.start()
