@@ -683,7 +683,7 @@ def test_a_sign_in_page_for_a_listing_is_unreachable(serve: Serve, tmp_path: Pat
 def test_what_the_artifact_store_says_is_passed_on(serve: Serve, tmp_path: Path) -> None:
     said = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "The specified bucket does not exist\\nHostId: 7"}'
     with pytest.raises(
-        RegistryUnreachable, match="the artifact store answers 404: The specified bucket does not exist$"
+        RegistryUnreachable, match=r"the artifact store answers 404: The specified bucket does not exist$"
     ):
         fetched_from(serve(lambda handler: send(handler, said, 404)), tmp_path / "got")
 
