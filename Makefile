@@ -14,11 +14,11 @@ UV        := .venv-lock/bin/uv
 LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
              --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCK_FLAGS)
 
-.PHONY: help run test check train demo mlflow docs dashboards bench estimators load lock clean distclean lint format \
-        typecheck trained
+.PHONY: help run test check train demo mlflow docs dashboards bench estimators load lock image e2e clean distclean lint \
+        format typecheck trained
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: export LOG_FORMAT ?= text
 run: trained ## Serve on port 5000, with iris trained first if nothing is there to serve
@@ -82,6 +82,16 @@ load: .bench/venvs/locust/.installed ## Put load on a running service: HOST=http
 lock: $(UV) ## Write requirements*.txt from pyproject.toml; LOCK_FLAGS=--upgrade takes the newest versions
 	@$(LOCK) --extra serve --extra train --extra dev --output-file requirements.txt
 	@$(LOCK) --extra serve --output-file requirements-serve.txt
+	@cp requirements.txt requirements-train.txt # the same versions, without the tools
+	@$(LOCK) --extra serve --extra train --output-file requirements-train.txt
+
+image: export VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+image: export GIT_COMMIT = $(shell git rev-parse HEAD)
+image: ## Build both images (Docker), marked with version and commit
+	@docker compose build
+
+e2e: .venv/.installed ## Bring the compose stack up (Docker), and take parts of it away under load
+	@E2E_STACK=1 $(IN_VENV) -m pytest tests/stack -v $(ARGS)
 
 clean: ## Remove caches
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache

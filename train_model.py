@@ -27,6 +27,9 @@ ENVIRONMENT = {
     # A server that is gone is to be noticed in seconds; MLflow's own 7 retries of 120 s take minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # Large files go through the server: whoever trains need not reach the store, which may be inside a cluster.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "PGCONNECT_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "GIT_PYTHON_REFRESH": "quiet",  # where there is no git, nothing is to be said about it

@@ -27,7 +27,7 @@ from serving import notes, telemetry
 from serving.bundle import Bundle
 from serving.child import prepare_in_child
 from serving.errors import SettingError
-from serving.exposition import reserve
+from serving.exposition import claim
 from serving.follower import TICK_S, Follower
 from serving.metrics import Metrics
 from serving.registry import Auth, LocalFiles, Ref, Version, registry_at
@@ -69,7 +69,8 @@ class Config:
 
 def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) -> None:
     """Follow every model of ``config`` and write the ledger until ``stop``, each in a thread of its own."""
-    _reserve()
+    if shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        claim(Path(shared), os.getpid())
     metrics = Metrics(CollectorRegistry())
     writer = _start_writer(config, database_url, metrics, stop) if config.ledger is not None else None
     registry = registry_at(config.tracking_uri, auth)
@@ -103,16 +104,6 @@ def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) ->
         thread.join()
     if writer is not None:
         writer.join(WRITER_END_S)  # what it does not write now it writes at the next start
-
-
-def _reserve() -> None:
-    """Room for what this process counts."""
-    metrics_dir = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if metrics_dir:
-        try:
-            reserve(Path(metrics_dir), os.getpid())
-        except OSError as err:
-            log.error("no room for metrics in %s: %s", metrics_dir, err.strerror)
 
 
 def _count_failure(metrics: Metrics, model: str, reason: str) -> None:

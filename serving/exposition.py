@@ -12,6 +12,8 @@ import fcntl
 import logging
 import os
 import socket
+import struct
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -29,6 +31,7 @@ FALLBACKS = ("last_good_copy", "local_files")
 MEASURES = ("accuracy", "brier", "log_loss", "mean_absolute_error")
 ADDS_UP = ("counter", "histogram")  # what the dead leave behind that still counts
 RESERVED_BYTES = 512 * 1024  # of each kind; a version with a full profile takes 150 KB of counters
+SHARED_MEMORY = "/dev/shm"
 ENTRY_BYTES = 64  # more than an entry of prometheus_client's files has beside its key
 
 log = logging.getLogger("serving.metrics")
@@ -63,7 +66,7 @@ class Exposition:
         if self._metrics_dir is None:
             return self._own.collect() if self._own is not None else ()
         with _locked(self._metrics_dir, fcntl.LOCK_SH):
-            files = sorted(map(str, self._metrics_dir.glob("*.db")))
+            files = sorted(str(path) for path in self._metrics_dir.glob("*.db") if path.stat().st_size)
             merged: Iterable[Metric] = multiprocess.MultiProcessCollector.merge(files)
             return list(merged)
 
@@ -100,14 +103,22 @@ def serve(exposition: Exposition, address: str, port: int) -> socket.socket:
     return listening
 
 
-def reserve(metrics_dir: Path, pid: int) -> None:
-    """Take the disk space that a process counts in before it begins.
+def claim(metrics_dir: Path, pid: int) -> None:
+    """Take the disk space that this process counts in before it begins.
 
-    It writes through memory maps, and on a disk that is full by then the kernel would kill it. Raises OSError when the
-    disk is full now.
+    It writes through memory maps, and on a disk that is full by then the kernel would kill it. Where there is no room
+    even now it counts in memory, where no scrape sees it, which costs less than its end.
     """
-    for name in (*ADDS_UP, "gauge_livesum"):
-        _allocate(metrics_dir / f"{name}_{pid}.db", RESERVED_BYTES)
+    files = [metrics_dir / f"{name}_{pid}.db" for name in (*ADDS_UP, "gauge_livesum")]
+    try:
+        for path in files:
+            _allocate(path, RESERVED_BYTES)
+    except OSError as err:
+        log.error("no room for metrics in %s: %s; process %d is not counted", metrics_dir, err.strerror, pid)
+        for path in files:
+            path.unlink(missing_ok=True)
+        memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-", dir=memory)
 
 
 def _allocate(path: Path, size: int) -> None:
@@ -140,8 +151,8 @@ def fold_if_possible(metrics_dir: Path, pid: int) -> None:
     """The same where a full disk must stop nothing: what was not folded is still counted where it is."""
     try:
         fold(metrics_dir, pid)
-    except OSError as err:
-        log.error("metrics of process %d cannot be folded: %s", pid, err.strerror)
+    except (OSError, ValueError, RuntimeError, struct.error) as err:  # the last three: a file that was cut off
+        log.error("metrics of process %d cannot be folded: %s", pid, err)
 
 
 def _alive(pid: int) -> bool:
@@ -155,7 +166,8 @@ def _alive(pid: int) -> bool:
 
 
 def _fold(left: Path, into: Path) -> None:
-    if not left.exists():
+    if not left.exists() or not left.stat().st_size:
+        left.unlink(missing_ok=True)
         return
     sums: dict[str, float] = {}
     for path in (into, left):

@@ -122,14 +122,11 @@ def _serve_metrics() -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """In the worker, before anything else: what is the master's is not ours to keep open."""
-    from serving.exposition import reserve
+    from serving.exposition import claim
 
     for own in _own_sockets:
         own.close()
-    try:
-        reserve(metrics_dir, os.getpid())
-    except OSError as err:
-        log.error("no room for metrics in %s: %s", metrics_dir, err.strerror)
+    claim(metrics_dir, os.getpid())
 
 
 def post_worker_init(worker: Any) -> None:

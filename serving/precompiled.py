@@ -7,6 +7,7 @@ has to answer its reference rows here all the same, and is told from that of ano
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -36,7 +37,7 @@ def write(bundle: Path, description: Description, compilation: Compilation, mode
         "classes": {"labels": list(classes.labels), "names": list(classes.names)} if classes else None,
         "compilation": asdict(replace(compilation, proven=AT_TRAINING)),
     }
-    notes.write(folder / NOTE, content)
+    (folder / NOTE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read(artifacts: Path, model_file: Path | None, into: Path) -> tuple[Description, Compilation] | None:

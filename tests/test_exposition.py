@@ -119,7 +119,7 @@ def test_whoever_is_gone_is_folded(service: Exposition, metrics_dir: Path) -> No
 
 
 def test_room_is_taken_before_it_is_needed(service: Exposition, metrics_dir: Path) -> None:
-    exposition.reserve(metrics_dir, 4_000_000)
+    exposition.claim(metrics_dir, 4_000_000)
     taken = {path.name: path.stat() for path in metrics_dir.glob("*_4000000.db")}
     assert sorted(taken) == ["counter_4000000.db", "gauge_livesum_4000000.db", "histogram_4000000.db"]
     assert {status.st_blocks * 512 >= exposition.RESERVED_BYTES for status in taken.values()} == {True}
@@ -127,19 +127,31 @@ def test_room_is_taken_before_it_is_needed(service: Exposition, metrics_dir: Pat
     assert value(service, "ml_predictions_total", model="iris", version="1", outcome="ok") == 3
 
 
-def test_a_full_disk_is_an_error_and_no_end(metrics_dir: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100])
+def test_a_file_that_was_cut_off_ends_nobody(service: Exposition, metrics_dir: Path, content: bytes) -> None:
+    process(metrics_dir, 3)
+    (metrics_dir / "counter_4000000.db").write_bytes(content)
+    exposition.fold_if_possible(metrics_dir, 4_000_000)
+    if not content:
+        assert value(service, "ml_predictions_total", model="iris", version="1", outcome="ok") == 3
+
+
+def test_a_full_disk_is_an_error_and_no_end(metrics_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on the size of files stands in for the disk's end."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(metrics_dir))
     pid = process(metrics_dir, 3)
     before = {path.name: path.read_bytes() for path in metrics_dir.glob("*.db")}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        for work in (lambda: fold(metrics_dir, pid), lambda: exposition.reserve(metrics_dir, 4_000_000)):
-            with pytest.raises(OSError, match="File too large"):
-                work()
+        with pytest.raises(OSError, match="File too large"):
+            fold(metrics_dir, pid)
         exposition.fold_if_possible(metrics_dir, pid)
+        exposition.claim(metrics_dir, 4_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(metrics_dir.glob("*_4000000.db"))
+    assert Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) != metrics_dir
     kept = {name: content for name, content in before.items() if not name.startswith("gauge")}
     assert {name: (metrics_dir / name).read_bytes() for name in kept} == kept
 
