@@ -29,6 +29,7 @@ from serving.tensors import Signature
 TICK_S = 0.02
 ANSWER_KEPT_S = 600.0  # an answer nobody fetched (its worker died) is removed after this
 RETRY_S = (1.0, 60.0)  # first and longest pause after a preparation that failed through no fault of the version
+MAY_COME = ("missing_files",)  # an upload may not be through, a bucket may be restored
 
 log = logging.getLogger("serving.agent")
 
@@ -166,7 +167,7 @@ class Follower:
             if desired["alias"] == version.alias:
                 return False
         identity = [key, version.digest, version.breaking]
-        if self._refused and self._refused["identity"] == identity and not asked:
+        if self._refused and self._refused["identity"] == identity and not asked and not self._may_have_changed():
             raise VersionRefused(self._refused["message"], reason=self._refused["reason"])
         if self._failed == identity and time.monotonic() < self._retry_at and not asked:
             raise Waiting("the last attempt failed; the next one is due in a moment")
@@ -175,6 +176,8 @@ class Follower:
             self._check_signature(version, bundle, desired)
         except VersionRefused as err:
             self._on_failure(err.reason)
+            if err.reason in MAY_COME:
+                self._wait_longer(identity)
             self._refuse(version, identity, err)
             raise VersionRefused(f"{version.name} version {version.version} refused: {err}", reason=err.reason) from err
         except ServingError as err:
@@ -185,6 +188,10 @@ class Follower:
         self._failed = None
         self._desire(version, bundle, desired)
         return True
+
+    def _may_have_changed(self) -> bool:
+        """Whether it is time to look again at a version that was refused for the store's sake, not for its own."""
+        return self._refused is not None and self._refused["reason"] in MAY_COME and time.monotonic() >= self._retry_at
 
     def _wait_longer(self, identity: list[Any]) -> None:
         """Twice as long after each failure of the same version."""

@@ -170,6 +170,19 @@ def test_a_refused_version_is_tried_again_when_asked(scene: Scene) -> None:
     assert scene.status["refused"] is None
 
 
+def test_a_version_whose_files_are_missing_is_tried_again_after_a_pause(scene: Scene) -> None:
+    scene.live("1")
+    scene.registry.name("2")
+    scene.workshop.trouble = VersionRefused("file model.onnx is missing", reason="missing_files")
+    for _ in range(3):
+        assert scene.follower.look()["reason"] == "missing_files"
+    assert scene.workshop.prepared == ["1", "2"]
+    scene.workshop.trouble = None
+    time.sleep(1.05)
+    assert scene.follower.look()["version"] == "2"
+    assert scene.status["refused"] is None
+
+
 def test_a_refusal_is_forgotten_when_the_alias_goes_back(scene: Scene) -> None:
     scene.live("1")
     scene.registry.name("2")
