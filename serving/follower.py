@@ -149,6 +149,8 @@ class Follower:
         try:
             if self._follow_to(version, desired, asked=False):
                 log.warning("%s: %s; serving version %s from local files", self.ref, cause, version.version)
+        except Waiting:
+            return  # why was said when it failed
         except ServingError as err:
             log.error("%s: the local files cannot serve either: %s", self.ref, err)
 

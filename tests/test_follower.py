@@ -248,6 +248,18 @@ def test_local_files_serve_while_nothing_else_did(scene: Scene, tmp_path: Path, 
     assert scene.desired["source"] == "registry"
 
 
+def test_trouble_with_the_local_files_is_said_when_it_happens(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.publish("7", tmp_path)
+    scene.registry.named = RegistryUnreachable("no answer")
+    scene.workshop.trouble = PrepareFailed("the disk is full")
+    for _ in range(3):
+        scene.follower.look()
+    told = [record.message for record in caplog.records if "local files" in record.message]
+    assert told == ["m@champion: the local files cannot serve either: the disk is full"]
+
+
 def test_local_files_step_in_for_a_damaged_last_good_copy(scene: Scene, tmp_path: Path) -> None:
     scene.live("1")
     scene.publish("9", tmp_path)
