@@ -47,13 +47,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     exposition = _exposition(settings, registry)
     requests = _request_log(settings, metrics)
     service = build_service(settings, metrics, exposition, tracer)
-    web.install(app, service, requests, tracer)
-    protocol = simple.Simple(service)
-    app.register_blueprint(simple.blueprint(service, protocol))
+    own = simple.Simple(service)
+    protocols = (own,)
+    web.install(app, service, protocols, requests, tracer)
+    app.register_blueprint(simple.blueprint(service, own))
     app.register_blueprint(ops.blueprint(service, exposition))
     http_metrics.start_at_zero("POST", simple.ROUTES, simple.STATUSES)
     counted = metrics, http_metrics
-    lane = Lane(app.wsgi_app, service.store, protocol, *counted, requests, max_body_bytes=limit, tracer=tracer)
+    lane = Lane(app.wsgi_app, service.store, protocols, *counted, requests, max_body_bytes=limit, tracer=tracer)
     app.wsgi_app = lane  # type: ignore[method-assign]
     app.extensions.update(service=service, requests=requests, cheap=lane.cheap)
     service.start()
@@ -101,6 +102,7 @@ def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, 
         exposition,
         state_dir,
         reload_timeout_s=settings.reload_timeout_s,
+        max_rows=settings.max_rows,
         build=Build(settings.build_version, settings.build_commit),
         tracer=tracer,
     )

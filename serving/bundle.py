@@ -16,9 +16,9 @@ from typing import Any
 
 from serving import notes
 from serving.digest import file_sha256
-from serving.tensors import Classes, Signature
+from serving.tensors import Classes, Field, Signature
 
-FORMAT = 5
+FORMAT = 6
 
 installed_version = cache(version)  # what a process has imported does not change either
 
@@ -79,6 +79,8 @@ class Bundle:
     native: str | None = None  # why scikit-learn itself serves it
     cost: dict[str, Any] | None = None  # what a call took when it was prepared: a `batching.Cost`
     batching: bool = False  # whether callers gain when they are answered together
+    outputs: tuple[Field, ...] = ()  # of its answers, by `tensors.by_name`; empty where it had no rows to answer
+    pyfunc: dict[str, Any] | None = None  # how MLflow itself would call it: {"loader", "predict_fn", "params"}
 
     def proof_as_json(self) -> dict[str, Any]:
         """For people: of a compiled version the comparison with scikit-learn, else the one with its own record."""
@@ -111,6 +113,8 @@ def write(bundle: Bundle, into: Path) -> Bundle:
         "native": bundle.native,
         "cost": bundle.cost,
         "batching": bundle.batching,
+        "outputs": [field.as_json() for field in bundle.outputs],
+        "pyfunc": bundle.pyfunc,
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(files.items())
         },
@@ -160,6 +164,8 @@ def _read(folder: Path, content: dict[str, Any], verify: bool) -> Bundle:
         native=content["native"],
         cost=content["cost"],
         batching=content["batching"],
+        outputs=tuple(map(Field.from_json, content["outputs"])),
+        pyfunc=content["pyfunc"],
     )
 
 

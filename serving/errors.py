@@ -72,6 +72,13 @@ class BodyTooLarge(ServingError):
     code = "body_too_large"
 
 
+class TooManyRows(ServingError):
+    """The request has more rows than the service answers at once."""
+
+    status = 413
+    code = "too_many_rows"
+
+
 class UnsupportedMediaType(ServingError):
     """The body's content type is none that this route reads."""
 

@@ -11,6 +11,11 @@ from flask import request
 from serving.answers import JSON
 from serving.errors import InvalidInput, UnsupportedMediaType
 
+# JSON as callers write its type; what else it may be called, Flask makes out.
+JSON_TYPES = frozenset(
+    {"", JSON, *(f"{JSON};{space}charset={name}" for space in ("", " ") for name in ("utf-8", "UTF-8"))}
+)
+
 
 def check_media() -> None:
     """Raises `UnsupportedMediaType` unless Flask's request says that its body is plain JSON, or says nothing."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import bundle as bundles
-from serving import drift, kernels, notes, precompiled, reference, registry
+from serving import drift, kernels, mlmodel, notes, precompiled, reference, registry
 from serving.batching.cost import Cost, measure, pays
 from serving.bundle import Bundle, Compilation, Proof
 from serving.compile import NotCompiled, build_model, check_release, converted, proof
@@ -32,13 +32,14 @@ from serving.kernels.masks import Masks
 from serving.registry import Auth, Version
 from serving.runtimes import FLAVORS, Predictor, compiled, runtime
 from serving.runtimes import sklearn as native_runtime
-from serving.tensors import Batch, Classes, Description, Prediction, Signature
+from serving.tensors import Batch, Classes, Description, Field, Prediction, Signature, by_name, described
 from serving.transforms import tabular
 
 TOLERANCE = 1e-6  # relative to the larger of 1 and the recorded value
 NICENESS = 5  # below the workers, above starvation
 WARM_UP_RUNS = 3
 EXAMPLE_ROWS = 10  # at most
+OUTPUT = "output"  # how an output is called that nobody named
 
 # What goes wrong with our machine and not with the version.
 OUR_TROUBLES = {
@@ -68,6 +69,8 @@ class Form:
     compilation: Compilation | None
     native: str | None
     cost: Cost | None
+    outputs: tuple[Field, ...]
+    pyfunc: dict[str, Any] | None
 
 
 def prepare(job: Job, auth: Auth) -> Bundle:
@@ -97,6 +100,8 @@ def prepare(job: Job, auth: Auth) -> Bundle:
         native=form.native,
         cost=form.cost.as_json() if form.cost else None,
         batching=form.cost is not None and pays(form.cost),
+        outputs=form.outputs,
+        pyfunc=form.pyfunc,
     )
     return bundles.write(made, Path(job.into))
 
@@ -111,7 +116,7 @@ def precompile(artifacts: Path, into: Path) -> Compilation | str:
         form = _form(artifacts, Path(scratch))
         if form.compilation is None:
             return form.native or f"it is served by {form.runtime}"
-        model_file = native_runtime.file_of(_read_mlmodel(artifacts), artifacts)
+        model_file = native_runtime.file_of(mlmodel.read(artifacts), artifacts)
         assert model_file is not None
         precompiled.write(Path(scratch), form.description, form.compilation, model_file, into)
     return form.compilation
@@ -119,7 +124,7 @@ def precompile(artifacts: Path, into: Path) -> Compilation | str:
 
 def _form(artifacts: Path, folder: Path) -> Form:
     """Leave in ``folder`` what answers for the version in ``artifacts``, and have it prove itself."""
-    model = _read_mlmodel(artifacts)
+    model = mlmodel.read(artifacts)
     name, compilation, native = _choose_runtime(model), None, None
     model_file = native_runtime.file_of(model, artifacts) if name == "sklearn" else None
     if brought := precompiled.read(artifacts, model_file, folder):
@@ -136,7 +141,9 @@ def _form(artifacts: Path, folder: Path) -> Form:
         compilation, native = _compile(folder, signature, predictor, known)
     if compilation is not None:
         name, predictor = "compiled", compiled.load(folder)
-    return Form(name, description, proof, example, compilation, native, _cost(predictor, known))
+    outputs = _outputs(predictor, known, description.output or mlmodel.only_output(model) or OUTPUT)
+    cost = _cost(predictor, known)
+    return Form(name, description, proof, example, compilation, native, cost, outputs, mlmodel.pyfunc(model))
 
 
 def _check_digest(version: Version, artifacts: Path) -> str:
@@ -149,20 +156,6 @@ def _check_digest(version: Version, artifacts: Path) -> str:
             f"its files have the digest {found}, recorded is {version.digest}", reason="digest_mismatch"
         )
     return found
-
-
-def _read_mlmodel(artifacts: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        model = yaml.safe_load((artifacts / "MLmodel").read_text(encoding="utf-8"))
-        if isinstance(model, dict) and isinstance(model.get("flavors"), dict):
-            return model
-    except FileNotFoundError:
-        raise VersionRefused("it has no MLmodel file", reason="missing_files") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        pass
-    raise VersionRefused("its MLmodel file cannot be read", reason="load_failed")
 
 
 def _choose_runtime(model: Mapping[str, Any]) -> str:
@@ -184,6 +177,11 @@ def _convert(name: str, model: Mapping[str, Any], artifacts: Path, folder: Path)
         if isinstance(err, OSError) and err.errno in OUR_TROUBLES:
             raise
         raise VersionRefused(f"it does not load: {_words(err)}", reason="load_failed") from err
+
+
+def _outputs(predictor: Predictor, known: list[Batch], name: str) -> tuple[Field, ...]:
+    """What its answers are made of, as far as it has rows to answer; ``name`` is for one that has none of its own."""
+    return described(by_name(_predict(predictor, known[0]), name)) if known else ()
 
 
 def _cost(predictor: Predictor, known: list[Batch]) -> Cost | None:

@@ -16,6 +16,7 @@ from serving.errors import (
     InvalidInput,
     ModelFailed,
     ServingError,
+    TooManyRows,
 )
 from serving.exposition import Counted, Exposition
 from serving.ledger import Feedback, validated
@@ -100,6 +101,7 @@ class Service:
         state_dir: Path,
         *,
         reload_timeout_s: float,
+        max_rows: int,
         build: Build,
         tracer: Tracer | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class Service:
         self._keeper = keeper
         self._state_dir = state_dir
         self._reload_timeout_s = reload_timeout_s
+        self._max_rows = max_rows
         self._build = build
         self._tracer = tracer
         self._inference_s = Series(metrics.inference_s)
@@ -137,12 +140,14 @@ class Service:
         return self.store.ready() and not self.draining
 
     def predict(self, live: Live, read: Read, request_id: str) -> Answer:
-        """Read a batch with ``read`` and answer it with ``live``. Raises `InvalidInput` or `ModelFailed`.
+        """Read a batch with ``read`` and answer it with ``live``.
 
-        ``request_id`` is what the ledger knows the request by.
+        Raises `InvalidInput`, `TooManyRows` or `ModelFailed`. ``request_id`` is what the ledger knows the request by.
         """
         try:
             batch = read(live.reader)
+            if batch.rows > self._max_rows:
+                raise TooManyRows(f"{batch.rows} rows; at most {self._max_rows} are answered at once (MAX_ROWS)")
             prediction = self._infer(live, batch)
         except InvalidInput as err:
             self.metrics.count_invalid(live.bundle.name, err.column, live.bundle.signature.names)

@@ -73,6 +73,7 @@ class Settings:
     predict_timeout_s: float = setting(30.0, "How long a request may wait for such a model; after that 504.", least=0.1)
     drain_s: float = setting(2.0, "After SIGTERM: how long to go on answering while readiness says no.", least=0)
     max_body_bytes: int = setting(64 * 1024 * 1024, "Largest request body.", least=1)
+    max_rows: int = setting(100_000, "Most rows in one request.", least=1)
     metrics_port: int = setting(
         0,
         "Port on which gunicorn's master serves `/metrics` too, also when all workers are busy. 0: none.",

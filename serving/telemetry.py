@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from serving.entropy import random_id
+from serving.errors import ServingError
 
 REQUEST_ID_HEADER = "X-Request-Id"
 REQUESTS = "serving.request"  # the logger of what concerns one request
@@ -77,6 +78,13 @@ def log_to_stdout(level: str, log_format: str) -> None:
 def request_id(given: str | None) -> str:
     """The caller's request id if it is a harmless one, else a new one."""
     return given if given and _GOOD_REQUEST_ID.fullmatch(given) else random_id().hex()
+
+
+def failure(err: Exception, method: str, route: str, request_id: str | None) -> ServingError:
+    """A bug: logged in full, answered without a word of it."""
+    log = logging.getLogger(REQUESTS)
+    log.error("%s %s failed", method, route, exc_info=err, extra={"request_id": request_id})
+    return ServingError("the service failed; the log has the request id")
 
 
 class Request(NamedTuple):

@@ -50,6 +50,10 @@ class Field:
         plain = {"name": self.name, "type": self.type, "required": self.required}
         return {**plain, "shape": list(self.shape)} if self.shape else plain
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Field:
+        return cls(plain["name"], plain["type"], plain["required"], tuple(plain.get("shape", ())))
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -89,11 +93,7 @@ class Signature:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Signature:
-        inputs = tuple(
-            Field(field["name"], field["type"], field["required"], tuple(field.get("shape", ())))
-            for field in plain["inputs"]
-        )
-        return cls(plain["layout"], inputs, plain["origin"])
+        return cls(plain["layout"], tuple(map(Field.from_json, plain["inputs"])), plain["origin"])
 
     @classmethod
     def from_mlmodel(cls, written: Mapping[str, Any] | None) -> Signature | None:
@@ -172,6 +172,24 @@ class Prediction:
     named: Mapping[str, np.ndarray] | None = None
 
 
+def by_name(prediction: Prediction, name: str) -> dict[str, np.ndarray]:
+    """All that was answered: several outputs as they are called, ``label`` and ``probabilities``, else ``name``."""
+    if prediction.probabilities is not None:
+        return {"label": prediction.values, "probabilities": prediction.probabilities}
+    return dict(prediction.named) if prediction.named is not None else {name: prediction.values}
+
+
+def described(arrays: Mapping[str, np.ndarray]) -> tuple[Field, ...]:
+    """Outputs as fields: NumPy's type names, ``str`` for texts, ``any`` for other objects; shapes of one row."""
+    return tuple(Field(name, _type_name(array), True, array.shape[1:]) for name, array in arrays.items())
+
+
+def _type_name(array: np.ndarray) -> str:
+    if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat)):
+        return "str"
+    return "any" if array.dtype.kind == "O" else array.dtype.name
+
+
 @dataclass(frozen=True)
 class Classes:
     """A classifier's labels in the order of its probabilities, and how people call them."""
@@ -204,3 +222,4 @@ class Description:
     signature: Signature
     classes: Classes | None = None
     libraries: tuple[str, ...] = ()  # distributions whose exact version the converted form depends on
+    output: str | None = None  # how the model calls its only output

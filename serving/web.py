@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, g, request
@@ -11,13 +12,14 @@ from prometheus_flask_exporter import PrometheusMetrics
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from serving import telemetry
+from serving.answers import error_headers, json_response
 from serving.body import WholeBody
 from serving.errors import BodyTooLarge, ServingError
 from serving.metrics import SECONDS, HttpMetrics, Metrics, Named
-from serving.protocols.simple import error_response, failure
+from serving.protocols import Protocol
 from serving.service import Service
 from serving.store import Live
-from serving.telemetry import Request, RequestLog
+from serving.telemetry import Request, RequestLog, failure
 
 if TYPE_CHECKING:
     from serving.tracing.spans import Tracer
@@ -66,8 +68,13 @@ def install_metrics(app: Flask) -> tuple[Metrics, HttpMetrics, CollectorRegistry
     return Metrics(own), HttpMetrics(own), own
 
 
-def install(app: Flask, service: Service, requests: RequestLog, tracer: Tracer | None = None) -> None:
-    """Request ids, headers, log lines and errors for every route of ``app``."""
+def install(
+    app: Flask, service: Service, protocols: Sequence[Protocol], requests: RequestLog, tracer: Tracer | None = None
+) -> None:
+    """Request ids, headers, log lines and errors for every route of ``app``.
+
+    An error has the shape of the first of ``protocols`` that owns the path; the last owns all.
+    """
 
     @app.before_request
     def begin() -> None:
@@ -102,10 +109,27 @@ def install(app: Flask, service: Service, requests: RequestLog, tracer: Tracer |
             requests.write(Request(time.time(), *line))
         return response
 
-    app.register_error_handler(ServingError, error_response)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _failure)
+    _install_errors(app, protocols)
     app.wsgi_app = WholeBody(app.wsgi_app)  # type: ignore[method-assign]
+
+
+def _install_errors(app: Flask, protocols: Sequence[Protocol]) -> None:
+    def answer(err: ServingError) -> Response:
+        g.error_code = err.code
+        protocol = next(protocol for protocol in protocols if protocol.owns(request.path))
+        response = json_response(protocol.error(err, g.get("request_id")), err.status)
+        response.headers.extend(error_headers(err))
+        return response
+
+    def refused(err: HTTPException) -> Response:
+        response = answer(_worded(err))
+        if isinstance(err, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(err.valid_methods or ()))
+        return response
+
+    app.register_error_handler(ServingError, answer)
+    app.register_error_handler(HTTPException, refused)
+    app.register_error_handler(Exception, lambda err: answer(_failure(err)))
 
 
 def _live(service: Service) -> Live | None:
@@ -119,21 +143,19 @@ def _live(service: Service) -> Live | None:
         return None
 
 
-def _http_error(err: HTTPException) -> Response:
-    """Flask's own refusals in our shape."""
+def _worded(err: HTTPException) -> ServingError:
+    """Flask's own refusals in our words."""
     if isinstance(err, NotFound):
-        return error_response(UnknownRoute("there is nothing at this path"))
+        return UnknownRoute("there is nothing at this path")
     if isinstance(err, MethodNotAllowed):
         allowed = ", ".join(sorted(set(err.valid_methods or ()) - {"HEAD", "OPTIONS"}))
-        response = error_response(WrongMethod(f"this path takes {allowed}"))
-        response.headers["Allow"] = ", ".join(sorted(err.valid_methods or ()))
-        return response
+        return WrongMethod(f"this path takes {allowed}")
     if isinstance(err, RequestEntityTooLarge):
-        return error_response(BodyTooLarge("the body is larger than this service takes (MAX_BODY_BYTES)"))
+        return BodyTooLarge("the body is larger than this service takes (MAX_BODY_BYTES)")
     if err.code is not None and 400 <= err.code < 500:
-        return error_response(BadRequest("the request cannot be read"))
+        return BadRequest("the request cannot be read")
     return _failure(err)
 
 
-def _failure(err: Exception) -> Response:
-    return error_response(failure(err, request.method, route(request), g.get("request_id")))
+def _failure(err: Exception) -> ServingError:
+    return failure(err, request.method, route(request), g.get("request_id"))

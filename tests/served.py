@@ -18,6 +18,7 @@ from serving.registry import LocalFiles, Version
 from serving.settings import Settings, names
 
 MAX_BODY_BYTES = 2000
+MAX_ROWS = 60
 
 
 def settings_of(home: Path, **changed: Any) -> Settings:
@@ -28,6 +29,7 @@ def settings_of(home: Path, **changed: Any) -> Settings:
         "state_dir": home / "state",
         "model_dir": home / "models",
         "max_body_bytes": MAX_BODY_BYTES,
+        "max_rows": MAX_ROWS,
     }
     return Settings(**{**own, **changed})
 

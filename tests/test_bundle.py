@@ -70,6 +70,8 @@ def test_it_reads_back_as_it_was_written(unsealed: Bundle, tmp_path: Path) -> No
         {"signature": Signature("unknown", (), "none")},
         {"libraries": {}},
         {"digest_recorded": False, "source": "local"},
+        {"outputs": (Field("label", "int64"), Field("probabilities", "float64", shape=(3,)))},
+        {"pyfunc": {"loader": "mlflow.sklearn", "predict_fn": "predict", "params": []}},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -55,6 +55,8 @@ def test_errors_of_the_body_are_answered_here_too(client: FlaskClient, passed: l
         ("POST", "/models/tulips/predict", {"data": ROW}, 404),
         ("POST", "/models/iris/versions/99/predict", {"data": ROW}, 404),
         ("POST", "/models/iris/versions//predict", {"data": ROW}, 404),
+        ("POST", "/models/iris/versions/<version>/predict", {"data": ROW}, 404),
+        ("POST", "/models/iris/versions/", {"data": ROW}, 404),
         ("POST", "/versions/1/predict", {"data": ROW}, 404),
         ("POST", "/predict/", {"data": ROW}, 404),
         ("POST", "/predict", {"data": ROW, "content_type": "application/own+json"}, 200),

@@ -23,7 +23,7 @@ LAYERS = (
     {"child"},
     {"prepare", "follower"},
     {"precompiled"},
-    {"compile", "runtimes", "transforms", "batching", "drift", "ledger", "registry", "reference"},
+    {"compile", "runtimes", "transforms", "batching", "drift", "ledger", "registry", "reference", "mlmodel"},
     {"bundle", "kernels", "difference", "exposition", "payload"},
     {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers", "processes"},
     {"settings"},

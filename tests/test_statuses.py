@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from served import MAX_BODY_BYTES, running, settings_of
+from served import MAX_BODY_BYTES, MAX_ROWS, running, settings_of
 from werkzeug.test import TestResponse
 
 ROW = [5.1, 3.5, 1.4, 0.2]
@@ -27,6 +27,7 @@ REFUSED = [
     (405, "wrong_method", "GET", "/predict", {}),
     (405, "wrong_method", "DELETE", "/model/info", {}),
     (413, "body_too_large", "POST", "/predict", {"data": b"[" * (MAX_BODY_BYTES + 1)}),
+    (413, "too_many_rows", "POST", "/models/prices/predict", {"json": {"instances": [HOUSE] * (MAX_ROWS + 1)}}),
     (415, "unsupported_media_type", "POST", "/predict", {"data": b"1,2", "content_type": "text/csv"}),
     (500, "model_failed", "POST", "/models/prices/predict", {"json": {"features": NO_AREA}}),
     (502, "registry_unreachable", "POST", "/model/reload", {}),

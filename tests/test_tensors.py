@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import signature_of
 
-from serving.tensors import Batch, Classes, Field, Prediction, Signature
+from serving.tensors import Batch, Classes, Field, Prediction, Signature, by_name, described
 
 COLUMN_TYPES = ("double", "float", "long", "integer", "boolean", "string", "binary", "datetime", "any")
 
@@ -233,3 +233,30 @@ def test_classes_are_called_by_the_names_that_came_with_the_version() -> None:
 @pytest.mark.parametrize("names", [None, [], ["ham"], ["ham", "spam", "eggs"]])
 def test_classes_are_called_as_their_labels_when_the_names_do_not_fit(names: list[str] | None) -> None:
     assert Classes.of(np.array([3, 7]), names).names == ("3", "7")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "names"),
+    [
+        (Prediction(np.zeros(2)), ["price"]),
+        (Prediction(np.zeros(2), np.zeros((2, 3))), ["label", "probabilities"]),
+        (Prediction(np.zeros(2), named={"a": np.zeros(2), "b": np.ones(2)}), ["a", "b"]),
+    ],
+    ids=["a value", "a class", "several"],
+)
+def test_answers_by_name(prediction: Prediction, names: list[str]) -> None:
+    assert list(by_name(prediction, "price")) == names
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "shape"),
+    [
+        (np.zeros((2, 3), dtype=np.float32), "float32", (3,)),
+        (np.array(["a", "b"]), "str", ()),
+        (np.array(["a", "b"], dtype=object), "str", ()),
+        (np.array(["a", 1], dtype=object), "any", ()),
+        (np.array(["2026-01-31"], dtype="datetime64[ns]"), "datetime64[ns]", ()),
+    ],
+)
+def test_outputs_described(array: np.ndarray, kind: str, shape: tuple[int, ...]) -> None:
+    assert described({"y": array}) == (Field("y", kind, True, shape),)

@@ -1,1 +1,54 @@
-"""Protocols translate between the wire and the service; they never touch a model."""
+"""Protocols: how callers ask and are answered. They translate, and do nothing else.
+
+Each is a `Protocol` with Flask's routes to it in a blueprint. What it answers to a prediction is the same by Flask and
+by the lane in front of it (`serving.lane`), because both ask `Protocol.answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
+
+from flask import Response, g, request
+
+from serving.answers import Reply
+from serving.errors import ServingError
+from serving.store import Live
+
+
+class Call(NamedTuple):
+    """A request for a prediction: its whole body, the id that it has, and its header fields by name."""
+
+    data: bytes
+    request_id: str
+    header: Callable[[str], str | None]
+
+
+class Protocol(Interface):
+    """What the lane and the error handlers need to know of a protocol."""
+
+    @property
+    def routes(self) -> Collection[str]:
+        """Of predictions, by POST; ``<model>`` and ``<version>`` stand in them, ``<version>`` after ``/versions/``."""
+
+    @property
+    def media(self) -> Collection[str]:
+        """The content types, as callers write them, that the lane takes; Flask has the others."""
+
+    def answer(self, live: Live, call: Call) -> Reply:
+        """What ``live`` answers. Raises `ServingError`."""
+
+    def error(self, err: ServingError, request_id: str | None) -> Any:
+        """The JSON of an error."""
+
+    def owns(self, path: str) -> bool:
+        """Whether what is wrong at ``path``, be it a route or not, is answered in this protocol's shape."""
+
+
+def flask_answer(protocol: Protocol, live: Live) -> Response:
+    """What ``protocol`` answers to Flask's request."""
+    g.live = live
+    call = Call(request.get_data(cache=False), g.request_id, request.headers.get)
+    reply = protocol.answer(live, call)
+    return Response(reply.body, content_type=reply.content_type, headers=list(reply.headers))

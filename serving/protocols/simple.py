@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import orjson
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response
 
-from serving.answers import JSON, dumps, json_response
+from serving.answers import Reply, dumps
 from serving.errors import InvalidInput, ServingError
-from serving.payload import check_media, parsed
+from serving.payload import JSON_TYPES, check_media, parsed
+from serving.protocols import Call, flask_answer
 from serving.service import Service
 from serving.store import Live
-from serving.telemetry import REQUESTS
 from serving.tensors import Batch, Classes, Prediction
 from serving.transforms.tabular import Reader
 
@@ -32,23 +31,32 @@ BY_VERSION = "/models/<model>/versions/<version>/predict"
 ROUTES = (DEFAULT_MODEL, BY_MODEL, BY_VERSION)
 STATUSES = (200, 400, 500, 503)  # that every service comes to see
 
-log = logging.getLogger(REQUESTS)
-
 
 class Simple:
     """This protocol over one service."""
+
+    routes = ROUTES
+    media = JSON_TYPES
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._wordings: WeakKeyDictionary[Live, Wording] = WeakKeyDictionary()
 
-    def answer(self, live: Live, data: bytes, request_id: str) -> bytes:
-        """What ``live`` answers to the body ``data``; ``request_id`` holds where the body has none.
+    def owns(self, _: str) -> bool:
+        """Every path that is no other's."""
+        return True
+
+    def error(self, err: ServingError, request_id: str | None) -> dict[str, Any]:
+        """``{"error": {"code", "message", …}, "request_id"}``."""
+        return {"error": {"code": err.code, "message": str(err), **err.details()}, "request_id": request_id}
+
+    def answer(self, live: Live, call: Call) -> Reply:
+        """What ``live`` answers; the call's request id holds where the body has none.
 
         Raises `InvalidInput` or what the model raised as a `ServingError`.
         """
-        body = _body(data)
-        request_id = _request_id(body, request_id)
+        body = _body(call.data)
+        request_id = _request_id(body, call.request_id)
         rows = _rows(body)
         many = True
 
@@ -60,14 +68,13 @@ class Simple:
         answer = self._service.predict(live, read, request_id)
         wording = self._wordings.get(live) or self._wordings.setdefault(live, Wording(live))
         content = wording.many if many or "instances" in body else wording.one
-        return orjson.dumps(
-            {
-                **content(answer.prediction),
-                "model": wording.model,
-                "prediction_id": answer.prediction_id,
-                "request_id": request_id,
-            }
-        )
+        whole = {
+            **content(answer.prediction),
+            "model": wording.model,
+            "prediction_id": answer.prediction_id,
+            "request_id": request_id,
+        }
+        return Reply(orjson.dumps(whole))
 
 
 def blueprint(service: Service, simple: Simple) -> Blueprint:
@@ -78,9 +85,9 @@ def blueprint(service: Service, simple: Simple) -> Blueprint:
     @bp.post(BY_MODEL)
     @bp.post(BY_VERSION)
     def predict(model: str | None = None, version: str | None = None) -> Response:
-        g.live = service.store.live(model, version)  # an unknown model is said before a bad body
+        live = service.store.live(model, version)  # an unknown model is said before a bad body
         check_media()
-        return Response(simple.answer(g.live, request.get_data(cache=False), g.request_id), mimetype=JSON)
+        return flask_answer(simple, live)
 
     return bp
 
@@ -93,30 +100,6 @@ def _body(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidInput("the body must be a JSON object")
     return body
-
-
-def error_content(err: ServingError, request_id: str | None) -> dict[str, Any]:
-    """This protocol's error shape: ``{"error": {"code", "message", …}, "request_id"}``."""
-    return {"error": {"code": err.code, "message": str(err), **err.details()}, "request_id": request_id}
-
-
-def error_headers(err: ServingError) -> list[tuple[str, str]]:
-    """The headers that an error adds to its answer."""
-    return [("Retry-After", str(err.retry_after_s))] if err.retry_after_s is not None else []
-
-
-def error_response(err: ServingError) -> Response:
-    """An error as Flask answers it."""
-    g.error_code = err.code
-    response = json_response(error_content(err, g.get("request_id")), err.status)
-    response.headers.extend(error_headers(err))
-    return response
-
-
-def failure(err: Exception, method: str, route: str, request_id: str | None) -> ServingError:
-    """A bug: logged in full, answered without a word of it."""
-    log.error("%s %s failed", method, route, exc_info=err, extra={"request_id": request_id})
-    return ServingError("the service failed; the log has the request id")
 
 
 def _request_id(body: dict[str, Any], otherwise: str) -> str:

@@ -39,7 +39,8 @@ def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
         "tensors", tuple(map(_field, session.get_inputs())), "inferred"
     )
     _check_names(signature, session)
-    return Description(signature, _classes(model, session))
+    outputs = session.get_outputs()
+    return Description(signature, _classes(model, session), output=outputs[0].name if len(outputs) == 1 else None)
 
 
 def load(folder: Path) -> Callable[[Batch], Prediction]:
