@@ -34,11 +34,13 @@ RUN pip install --require-hashes --only-binary=:all: -r requirements-train.txt &
 
 FROM packages-serve AS packages-native-0
 FROM packages-train AS packages-native-1
+# hadolint ignore=DL3006 # one of the two stages above, which has no tag
 FROM packages-native-${NATIVE} AS packages-chosen
 
 # What training does not import is left out, so that the layer below is trained anew only when something else changed.
 FROM python AS training-code
 COPY serving serving
+# hadolint ignore=DL3003 # for this one command only
 RUN cd serving && rm -r ledger protocols tracing agent.py answers.py body.py exchange.py exposition.py follower.py gunicorn_conf.py \
     lane.py metrics.py observer.py ops.py payload.py service.py store.py telemetry.py web.py worker.py
 
