@@ -1,0 +1,1 @@
+"""kubectl, docker, trivy and the image loaders, played by the test's own process."""
