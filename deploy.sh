@@ -105,7 +105,10 @@ readonly POLL_S=${DEPLOY_POLL_S:-1} STUCK_S=${DEPLOY_STUCK_S:-30} SMOKE_S=${DEPL
 readonly P_DEPLOYMENT='{.metadata.generation}|{.status.observedGeneration}|{.spec.replicas}|{.status.updatedReplicas}|{.status.replicas}|{.status.availableReplicas}|{.status.readyReplicas}|{.status.conditions[?(@.type=="Progressing")].reason}|{.status.conditions[?(@.type=="ReplicaFailure")].message}'
 readonly P_RELEASE='{.metadata.annotations.deployment\.kubernetes\.io/revision}|{.metadata.annotations.mlflow-live/commit}|{.spec.template.spec.containers[?(@.name=="api")].image}'
 readonly P_GITOPS='{.metadata.annotations.argocd\.argoproj\.io/tracking-id}|{.metadata.labels.argocd\.argoproj\.io/instance}|{.metadata.labels.app\.kubernetes\.io/managed-by}|{.metadata.labels.kustomize\.toolkit\.fluxcd\.io/name}|{.metadata.managedFields[*].manager}'
-readonly P_REVISIONS='{range .items[*]}{.metadata.annotations.deployment\.kubernetes\.io/revision}|{.status.readyReplicas}|{.metadata.annotations.mlflow-live/commit}|{.spec.template.spec.containers[?(@.name=="api")].image}{"\n"}{end}'
+readonly P_REVISIONS='{range .items[*]}{.metadata.annotations.deployment\.kubernetes\.io/revision}|{.status.readyReplicas}|{.metadata.annotations.mlflow-live/commit}|{.spec.template.spec.containers[?(@.name=="api")].image}|{.metadata.annotations.mlflow-live/tested}|{.metadata.name}{"\n"}{end}'
+# What a revision was, and what its Deployment is besides, as JSON, a line each.
+readonly P_REVISION='{.metadata.annotations}{"\n"}{.spec.template}'
+readonly P_FRAME='{.metadata.labels}{"\n"}{.spec.selector}{"\n"}{.spec.strategy}{"\n"}{.spec.minReadySeconds}{"\n"}{.spec.revisionHistoryLimit}{"\n"}{.spec.progressDeadlineSeconds}'
 readonly P_PODS='{range .items[*]}{.metadata.name}|{.metadata.deletionTimestamp}|{.status.phase}|{.status.containerStatuses[?(@.name=="api")].ready}|{.status.containerStatuses[?(@.name=="api")].image}|{.status.containerStatuses[?(@.name=="api")].imageID}{"\n"}{end}'
 readonly P_REASONS='{range .items[*]}{.metadata.deletionTimestamp}|{.metadata.name}|{range .status.initContainerStatuses[*]}{.state.waiting.reason} {.state.waiting.message} {.lastState.terminated.reason} {end}{range .status.containerStatuses[*]}{.state.waiting.reason} {.state.waiting.message} {.state.terminated.reason} {.lastState.terminated.reason} {end}{range .status.conditions[?(@.type=="PodScheduled")]}{.reason} {.message}{end}{"\n"}{end}'
 readonly P_LOCK='{.metadata.resourceVersion}|{.data.expires}|{.data.since}|{.data.holder}'
@@ -158,6 +161,7 @@ parse() {
   [[ -z $TO_REVISION || $VERB == rollback ]] || refuse "--to-revision: only for rollback"
   [[ -z $DRY_RUN || $VERB == up ]] || refuse "--dry-run: only for up"
   [[ -z $IMAGE || -z $TAG ]] || refuse "--tag: not together with --image, which names its own"
+  [[ ,$WITH, != *,argocd,* ]] || refuse "--with argocd: that component is for Argo CD to apply (k8s/README.md)"
   [[ $TARGET != registry || -n $REGISTRY$IMAGE ]] || refuse "--target registry: needs --registry HOST[:PORT][/PATH]"
 }
 
@@ -649,6 +653,7 @@ check_kinds() { # every kind of the overlay exists, and may be applied
     count=$((count + 1))
     kubectl_ask auth can-i patch "$resource$group" || denied="$denied $resource$group"
   done < <(cut -d '|' -f 1,2 "$TEMP/objects.txt" | sort -u)
+  kubectl_ask auth can-i patch replicasets.apps || denied="$denied replicasets.apps"
   kubectl_ask auth can-i create configmaps || denied="$denied configmaps(create)"
   kubectl_ask auth can-i create pods --subresource=portforward || denied="$denied pods/portforward(create)"
   if [[ -n $denied ]]; then
@@ -1390,13 +1395,52 @@ put_back() { # after a failure or an interruption: the revision before, tested. 
   return 1
 }
 
-back_to() { # REVISION: undo, wait, test
+back_to() { # REVISION: apply what it was, wait, test
   printf '\n%s== rollback%s  (%s)\n' "$BOLD" "$PLAIN" "$(elapsed)"
-  run "${KN[@]}" rollout undo "deployment/$APP" --to-revision="$1" || { WHY="kubectl rollout undo failed" && return 1; }
+  write_revision "$1" || return 1
+  run "${K[@]}" apply --server-side --force-conflicts --field-manager="$MANAGER" -f "$TEMP/revision.json" \
+    || { WHY="revision $1 cannot be applied" && return 1; }
   await_rollout || return 1
   IMAGE_ID=''
   smoke_test any-commit || return 1
+  mark_tested
   report_live
+}
+
+# Not `kubectl rollout undo`: what only the older revision had would then belong to that command, and no later release could
+# take it away. The template is the revision's own to the last field, so Kubernetes takes up its ReplicaSet again.
+write_revision() { # REVISION: TEMP/revision.json, the Deployment as it was
+  local name annotations template labels selector strategy ready history deadline
+  kubectl_ask get replicasets -l "$SELECTOR" -o "jsonpath=$P_REVISIONS" || return 1
+  name=$(replica_set "$1")
+  [[ -n $name ]] || { WHY="revision $1 is not there any more" && return 1; }
+  kubectl_ask get replicaset "$name" -o "jsonpath=$P_REVISION" || return 1
+  { IFS= read -r annotations && IFS= read -r template; } <<<"$ANSWER"
+  kubectl_ask get deployment "$APP" -o "jsonpath=$P_FRAME" || return 1
+  { IFS= read -r labels && IFS= read -r selector && IFS= read -r strategy && IFS= read -r ready && IFS= read -r history \
+    && IFS= read -r deadline; } <<<"$ANSWER"
+  annotations=$(printf '%s' "$annotations" | sed -e 's|"deployment\.kubernetes\.io/[^"]*":"[^"]*",\{0,1\}||g' \
+    -e "s|\"$APP/tested\":\"[^\"]*\",\\{0,1\\}||" -e 's|,}$|}|')
+  template=$(printf '%s' "$template" | sed -e 's|"pod-template-hash":"[^"]*",||' -e 's|,"pod-template-hash":"[^"]*"||')
+  printf '{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"%s","namespace":"%s","labels":%s,"annotations":%s},' \
+    "$APP" "$NAMESPACE" "$labels" "$annotations" >"$TEMP/revision.json"
+  printf '"spec":{"selector":%s,"strategy":%s,"minReadySeconds":%s,"revisionHistoryLimit":%s,"progressDeadlineSeconds":%s,' \
+    "$selector" "$strategy" "${ready:-0}" "${history:-10}" "${deadline:-600}" >>"$TEMP/revision.json"
+  printf '"template":%s}}\n' "$template" >>"$TEMP/revision.json"
+}
+
+replica_set() { # REVISION: its name, out of the ANSWER to P_REVISIONS
+  printf '%s\n' "$ANSWER" | awk -F '|' -v revision="$1" '$1 == revision { print $6 }'
+}
+
+mark_tested() { # the live revision has passed its smoke test, so that `rollback` may go back to it
+  local name=''
+  ! kubectl_ask get replicasets -l "$SELECTOR" -o "jsonpath=$P_REVISIONS" || name=$(replica_set "$REVISION")
+  if [[ -n $name ]]; then
+    announce "${KN[@]}" annotate replicaset "$name" "$APP/tested=yes" --overwrite
+    ! kubectl_ask annotate replicaset "$name" "$APP/tested=yes" --overwrite || return 0
+  fi
+  note "revision $REVISION could not be marked as tested: $WHY"
 }
 
 report_live() { # what is live is what the report tells
@@ -1419,6 +1463,7 @@ up() {
   roll_out
   health
   smoke
+  [[ -z $APPLIED ]] || mark_tested
   how_to_reach
 }
 
@@ -1502,9 +1547,10 @@ rollback() {
   read_release || fail "there is nothing to roll back: $WHY"
   kubectl_ask get replicasets -l "$SELECTOR" -o "jsonpath=$P_REVISIONS" || fail "the revisions cannot be read: $WHY"
   revisions=$(printf '%s\n' "$ANSWER" | sort -n)
-  target=${TO_REVISION:-$(printf '%s\n' "$revisions" | awk -F '|' -v live="$REVISION" '$1 + 0 < live + 0 { found = $1 } END { print found }')}
-  printf '%s\n' "$revisions" | awk -F '|' -v live="$REVISION" '{ print "  revision " $1 "  commit " $3 "  " $4 ($1 == live ? "  (live)" : "") }'
-  [[ -n $target ]] || fail "there is no revision before $REVISION"
+  target=${TO_REVISION:-$(printf '%s\n' "$revisions" | awk -F '|' -v live="$REVISION" '$1 + 0 < live + 0 && $5 { found = $1 } END { print found }')}
+  printf '%s\n' "$revisions" | awk -F '|' -v live="$REVISION" '{
+    print "  revision " $1 "  commit " $3 "  " $4 ($1 == live ? "  (live)" : "") ($5 ? "" : "  (did not pass its smoke test)") }'
+  [[ -n $target ]] || fail "there is no revision before $REVISION that passed its smoke test; --to-revision takes any"
   printf '%s\n' "$revisions" | grep -q "^$target|" || fail "--to-revision $target: there is no such revision; those above are there"
   if [[ $target == "$REVISION" ]]; then
     passed "unchanged: revision $target is live already"
@@ -1539,6 +1585,7 @@ down() {
   while IFS='|' read -r kind api name space; do
     case $kind in
       Namespace | PersistentVolumeClaim) continue ;;
+      PriorityClass) note "$name stays: a PriorityClass belongs to the cluster, and others may use it" && continue ;;
       *) printf '%s%s/%s %s\n' "$(printf '%s' "$kind" | tr '[:upper:]' '[:lower:]')" "$(group_of "$api")" "$name" "$space" >>"$TEMP/doomed" ;;
     esac
   done <"$TEMP/objects.txt"

@@ -50,7 +50,7 @@ NEW_WORLD: dict[str, Any] = {
     "terminating": 0,
     "deadline_exceeded": False,
     "stale_deadline": 0,
-    "stale_after_undo": 0,
+    "stale_after_rollback": 0,
     "image_id": "registry",
     "gitops": {},
     "images": {},
@@ -102,6 +102,11 @@ class Outcome:
 
     def called(self, tool: str, *words: str) -> list[list[str]]:
         return [call for call in self.calls if call[0] == tool and all(word in call for word in words)]
+
+    @property
+    def went_back(self) -> bool:
+        """Whether an earlier revision was applied."""
+        return any(call[-1].endswith("revision.json") for call in self.called("kubectl", "apply"))
 
 
 class Driver:

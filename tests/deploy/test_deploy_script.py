@@ -137,7 +137,15 @@ DEPLOYMENT = {
             {"manager": "argocd-controller", "operation": "Apply"},
         ],
     },
-    "spec": {"replicas": 2, "template": TEMPLATE},
+    "spec": {
+        "replicas": 2,
+        "selector": {"matchLabels": {"a": "b|c"}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+        "minReadySeconds": 5,
+        "revisionHistoryLimit": 5,
+        "progressDeadlineSeconds": 240,
+        "template": TEMPLATE,
+    },
     "status": {
         "observedGeneration": 4,
         "updatedReplicas": 1,
@@ -165,6 +173,8 @@ ANSWERS = {  # question: (path of the API, kind of the resource, the object or o
     "P_RELEASE": ("apps/v1", "deployments", DEPLOYMENT),
     "P_GITOPS": ("apps/v1", "deployments", DEPLOYMENT),
     "P_REVISIONS": ("apps/v1", "replicasets", [REPLICA_SET, REPLICA_SET]),
+    "P_REVISION": ("apps/v1", "replicasets", REPLICA_SET),
+    "P_FRAME": ("apps/v1", "deployments", DEPLOYMENT),
     "P_PODS": ("v1", "pods", [POD, POD]),
     "P_REASONS": ("v1", "pods", [POD, POD]),
     "P_LOCK": ("v1", "configmaps", LOCK),
@@ -220,7 +230,9 @@ class ApiServer(http.server.BaseHTTPRequestHandler):
             ]
             return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api, "resources": resources}
         for version, resource, objects in ANSWERS.values():
-            if re.fullmatch(rf"{version}/namespaces/ns/{resource}(/\w+)?", api):
+            if re.fullmatch(
+                rf"{version}/namespaces/ns/{resource}" + ("" if isinstance(objects, list) else r"/\w+"), api
+            ):
                 if isinstance(objects, list):
                     return {
                         "kind": f"{KINDS[resource]}List",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -54,7 +55,7 @@ def test_smoke_alone(released: Driver) -> None:
     released.world.update(broken="golden")
     outcome = released.run("smoke")
     assert outcome.code == 60
-    assert not outcome.called("kubectl", "undo")
+    assert not outcome.went_back
     assert not outcome.called("kubectl", "create")
 
 
@@ -68,6 +69,30 @@ def test_rollback_goes_to_the_revision_before(released: Driver) -> None:
     assert released.live_image == digest("good")
     assert outcome.json["rollback"] == "done"
     assert outcome.json["revision"] == "3"
+
+
+def test_rollback_passes_over_a_revision_that_failed(released: Driver) -> None:
+    released.images_pushed("better")
+    released.world.update(bad={digest("poor"): "ImagePullBackOff"})
+    assert released.run(*BAD).code == 50  # revision 2; what was 1 is 3 now
+    assert released.run("--skip-scan", "--image", "r.test/mlflow-live:better").code == 0
+    outcome = released.run("rollback")
+    assert outcome.code == 0, outcome.text
+    assert released.live_image == digest("good")
+    assert f"revision 2  commit poor  {digest('poor')}  (did not pass its smoke test)" in outcome.out
+    outcome = released.run("rollback", "--to-revision", "2")
+    assert outcome.code == 70
+
+
+def test_what_is_applied_again_is_the_revision_without_what_kubernetes_added(released: Driver) -> None:
+    """The same template finds its ReplicaSet; and a later release owns every field of it."""
+    (revision,) = released.world["revisions"]
+    before = json.loads(json.dumps(revision))
+    two_releases(released)
+    assert released.run("rollback").code == 0
+    first, second = released.world["revisions"]
+    assert (first["revision"], second["revision"]) == (3, 2)
+    assert (first["template"], first["annotations"]) == (before["template"], before["annotations"])
 
 
 def test_rollback_to_a_revision_that_does_not_exist_names_those_that_do(released: Driver) -> None:
@@ -230,6 +255,7 @@ def test_a_cluster_on_this_machine_is_local(driver: Driver, server: str) -> None
         (["status", "--dry-run"], "--dry-run: only for up"),
         (["--image", "a:b", "--tag", "c"], "--tag: not together with --image"),
         (["--target", "registry"], "--target registry: needs --registry"),
+        (["--with", "mlflow,argocd"], "--with argocd: that component is for Argo CD"),
     ],
 )
 def test_wrong_usage_is_2_and_names_the_option(driver: Driver, arguments: list[str], says: str) -> None:
@@ -343,6 +369,13 @@ def test_down_deletes_what_up_made(released: Driver) -> None:
     assert outcome.code == 0, outcome.text
     assert released.world["namespaces"] == {}
     assert released.run("down", "--yes").code == 0  # again
+
+
+def test_down_leaves_what_belongs_to_the_cluster(driver: Driver) -> None:
+    outcome = driver.run("down", "--yes", "--env", "staging")
+    assert outcome.code == 0, outcome.text
+    assert "mlflow-live-staging stays: a PriorityClass belongs to the cluster" in outcome.out
+    assert not any("priorityclass" in word for call in outcome.called("kubectl", "delete") for word in call)
 
 
 def test_down_leaves_what_is_yours(released: Driver) -> None:

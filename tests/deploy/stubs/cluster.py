@@ -35,10 +35,28 @@ class Cluster:
     def apply(self, manifest):
         if manifest["kind"] == "Namespace":
             self.state["namespaces"][manifest["metadata"]["name"]] = manifest["metadata"].get("labels", {})
+        manifest = self._merged(manifest)
         changed = self.differs(manifest)
         self.state["objects"][self.key(manifest)] = manifest
         if changed and self.key(manifest) == f"deployment/{APP}":
             self._release(manifest["spec"]["template"], manifest["metadata"].get("annotations", {}))
+
+    def _merged(self, manifest):
+        """A revision that is applied again comes with the server's defaults, which were there before."""
+        before = self.state["objects"].get(self.key(manifest))
+        if before is None or "minReadySeconds" not in manifest.get("spec", {}) or manifest["kind"] != "Deployment":
+            return manifest
+        known = next((r for r in self.state["revisions"] if r["template"] == manifest["spec"]["template"]), None)
+        if known is None:
+            return manifest
+        merged = json.loads(json.dumps(before))
+        merged["spec"]["template"] = manifest["spec"]["template"]
+        merged["metadata"]["annotations"] = manifest["metadata"]["annotations"]
+        return merged
+
+    def annotate(self, name, key, value):
+        revision = next(r for r in self.state["revisions"] if f"{APP}-{r['hash']}" == name)
+        revision.setdefault("marks", {})[key] = value
 
     def delete(self, kind, name):
         self.state["objects"].pop(f"{kind}/{name}", None)
@@ -60,26 +78,15 @@ class Cluster:
         state["generation"] += 1
         number = max((r["revision"] for r in state["revisions"]), default=0)
         same = next((r for r in state["revisions"] if r["template"] == template), None)
-        if same is None:
+        if same is not None:
+            state["stale_deadline"] = state["stale_after_rollback"]
+        else:
             same = {"template": template, "ready": 0, "hash": f"h{len(state['revisions']) + 1}", "revision": 0}
             state["revisions"].append(same)
         if same["revision"] != number or not number:
             same["revision"] = number + 1
         same["annotations"] = annotations
         state["polls"] = 2
-
-    def undo(self, revision):
-        """As kubectl does it: template and annotations of that revision. None if there is no such revision."""
-        wanted = next((r for r in self.state["revisions"] if r["revision"] == revision), None)
-        if wanted is None:
-            return None
-        if wanted is self.live():
-            return f"skipped rollback (current template already matches revision {revision})"
-        manifest = json.loads(json.dumps(self.state["objects"][f"deployment/{APP}"]))
-        manifest["spec"]["template"], manifest["metadata"]["annotations"] = wanted["template"], wanted["annotations"]
-        self.apply(manifest)
-        self.state["stale_deadline"] = self.state["stale_after_undo"]
-        return "rolled back"
 
     def trouble(self, revision):
         """Why pods of `revision` cannot start, or None."""
@@ -111,6 +118,8 @@ class Cluster:
         }
         if kind in makers:
             return makers[kind]() or ([] if name is None else None)
+        if kind == "replicaset":
+            return [one for one in self._replica_sets() if one["metadata"]["name"] == name] or None
         if kind == "namespace":
             there = self.state["namespaces"].get(name)
             return None if there is None else [{"kind": "Namespace", "metadata": {"name": name, "labels": there}}]
@@ -155,23 +164,29 @@ class Cluster:
             {
                 "kind": "Deployment",
                 "metadata": metadata,
-                "spec": {"replicas": 1, "template": live["template"]},
+                "spec": {
+                    "replicas": 1,
+                    "strategy": {"type": "RollingUpdate"},
+                    **manifest["spec"],
+                    "template": live["template"],
+                },
                 "status": status,
             }
         ]
 
     def _replica_sets(self):
-        return [
-            {
-                "metadata": {
-                    "name": f"{APP}-{r['hash']}",
-                    "annotations": {**r["annotations"], REVISION: str(r["revision"])},
-                },
-                "spec": {"template": r["template"]},
-                "status": {"readyReplicas": r["ready"]} if r["ready"] else {},
-            }
-            for r in self.state["revisions"]
-        ]
+        return [self._replica_set(revision) for revision in self.state["revisions"]]
+
+    def _replica_set(self, revision):
+        template = json.loads(json.dumps(revision["template"]))
+        template["metadata"]["labels"]["pod-template-hash"] = revision["hash"]
+        marks = {**revision["annotations"], **revision.get("marks", {}), REVISION: str(revision["revision"])}
+        return {
+            "kind": "ReplicaSet",
+            "metadata": {"name": f"{APP}-{revision['hash']}", "annotations": marks},
+            "spec": {"template": template},
+            "status": {"readyReplicas": revision["ready"]} if revision["ready"] else {},
+        }
 
     def _pods(self):
         pods = [self._pod(r) for r in self.state["revisions"] if r["ready"] or r is self.live()]

@@ -193,13 +193,14 @@ def diff(cluster: Cluster, argv: list[str]) -> None:
 
 
 def rollout(cluster: Cluster, argv: list[str]) -> None:
-    if argv[1] == "status":
-        print(f'{argv[2]} "{argv[2]}" successfully rolled out')
-        return
-    done = cluster.undo(int(option(argv, "--to-revision")))
-    if done is None:
-        refuse(f"error: unable to find specified revision {option(argv, '--to-revision')} in history")
-    print(f"deployment.apps/mlflow-live {done}")
+    assert argv[1] == "status"
+    print(f'{argv[2]} "{argv[2]}" successfully rolled out')
+
+
+def annotate(cluster: Cluster, argv: list[str]) -> None:
+    key, _, value = argv[3].partition("=")
+    cluster.annotate(argv[2], key, value)
+    print(f"replicaset.apps/{argv[2]} annotated")
 
 
 def logs(cluster: Cluster, argv: list[str]) -> None:
@@ -221,6 +222,7 @@ VERBS = {
     "apply": apply,
     "diff": diff,
     "rollout": rollout,
+    "annotate": annotate,
     "logs": logs,
     "delete": delete,
 }
