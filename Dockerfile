@@ -41,8 +41,8 @@ FROM packages-native-${NATIVE} AS packages-chosen
 FROM python AS training-code
 COPY serving serving
 # hadolint ignore=DL3003 # for this one command only
-RUN cd serving && rm -r ledger protocols tracing agent.py answers.py body.py exchange.py exposition.py follower.py gunicorn_conf.py \
-    lane.py metrics.py observer.py ops.py payload.py service.py store.py telemetry.py web.py worker.py
+RUN cd serving && rm -r ledger openapi protocols tracing agent.py answers.py body.py exchange.py exposition.py follower.py gunicorn_conf.py \
+    lane.py metrics.py observer.py ops.py pages.py payload.py service.py store.py telemetry.py web.py worker.py
 
 # The version that serves where there is no registry yet.
 FROM python AS model

@@ -33,9 +33,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI application of one worker, loaded and following. ``app.extensions["service"].close()`` ends it."""
     from flask import Flask
 
-    from serving import ops, telemetry, tracing, web
+    from serving import openapi, ops, pages, telemetry, tracing, web
     from serving.lane import Lane
-    from serving.protocols import simple
+    from serving.protocols import openai, scoring, simple, v2
 
     settings = settings or Settings.from_env()
     telemetry.log_to_stdout(settings.log_level, settings.log_format)
@@ -48,11 +48,23 @@ def create_app(settings: Settings | None = None) -> Flask:
     requests = _request_log(settings, metrics)
     service = build_service(settings, metrics, exposition, tracer)
     own = simple.Simple(service)
-    protocols = (own,)
+    mlflow = scoring.Scoring(service)
+    inference = v2.V2(service)
+    embeddings = openai.OpenAI(service)
+    protocols = (mlflow, inference, embeddings, own)
     web.install(app, service, protocols, requests, tracer)
     app.register_blueprint(simple.blueprint(service, own))
+    app.register_blueprint(scoring.blueprint(service, mlflow))
+    app.register_blueprint(v2.blueprint(service, inference))
+    app.register_blueprint(openai.blueprint(embeddings))
     app.register_blueprint(ops.blueprint(service, exposition))
+    documents = openapi.Documents(service, lambda live: openai.text_model(live) is not None, pages.ASSETS)
+    app.register_blueprint(openapi.blueprint(documents))
+    app.register_blueprint(pages.blueprint())
     http_metrics.start_at_zero("POST", simple.ROUTES, simple.STATUSES)
+    http_metrics.start_at_zero("POST", scoring.ROUTES, scoring.STATUSES)
+    http_metrics.start_at_zero("POST", v2.ROUTES, v2.STATUSES)
+    http_metrics.start_at_zero("POST", openai.ROUTES, openai.STATUSES)
     counted = metrics, http_metrics
     lane = Lane(app.wsgi_app, service.store, protocols, *counted, requests, max_body_bytes=limit, tracer=tracer)
     app.wsgi_app = lane  # type: ignore[method-assign]

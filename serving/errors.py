@@ -17,6 +17,11 @@ class ServingError(Exception):
     code = "internal"
     retry_after_s: int | None = None
 
+    @property
+    def discreet(self) -> str:
+        """The message without any value of the request."""
+        return str(self)
+
     def details(self) -> dict[str, object]:
         """What the answer carries beside code and message."""
         return {}
@@ -25,20 +30,28 @@ class ServingError(Exception):
 class InvalidInput(ServingError):
     """The request's content does not fit; ``row`` counts from 0 and ``column`` is the name in the signature.
 
-    ``what`` is the message without them.
+    ``what`` is the message without them, and ``plain`` is ``what`` without any value of the request.
     """
 
     status = 400
     code = "invalid_input"
 
-    def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, row: int | None = None, column: str | None = None, plain: str | None = None
+    ) -> None:
         where = ", ".join(
             part for part in (f"row {row}" if row is not None else "", f"column {column!r}" if column else "") if part
         )
-        super().__init__(f"{where}: {message}" if where else message)
+        self._where = f"{where}: " if where else ""
+        super().__init__(self._where + message)
         self.what = message
+        self.plain = message if plain is None else plain
         self.row = row
         self.column = column
+
+    @property
+    def discreet(self) -> str:
+        return self._where + self.plain
 
     def details(self) -> dict[str, object]:
         return {key: value for key, value in (("row", self.row), ("column", self.column)) if value is not None}

@@ -121,7 +121,7 @@ class Lane:
             version, slash, end = rest.partition("/")
             place = self._places.get((start + versions, slash + end))
         try:
-            return None if place is None else (place, self._store.live(place.model, version))
+            return None if place is None else (place, place.protocol.live(place.model, version))
         except ServingError:
             return None
 
@@ -152,6 +152,8 @@ class Lane:
 
 def _field(environ: dict[str, Any], name: str) -> str | None:
     """A header field of the request."""
+    if name == "Content-Type":
+        return str(environ.get("CONTENT_TYPE", ""))
     return environ.get(f"HTTP_{name.upper().replace('-', '_')}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from serving.errors import (
     DeadlineExceeded,
     InvalidInput,
     ModelFailed,
+    ModelNotReady,
     ServingError,
     TooManyRows,
 )
@@ -61,6 +63,16 @@ class Reloaded:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What this worker knows of a model: the live version or None, and why there is none, or no newer one."""
+
+    version: str | None
+    unloaded: bool
+    refused: dict[str, Any] | None
+    error: str | None  # the registry's
+
+
+@dataclass(frozen=True)
 class Build:
     """Which service this is; empty where nobody said."""
 
@@ -78,6 +90,12 @@ class AgentError(ServingError):
 
     def details(self) -> dict[str, object]:
         return dict(self._details)
+
+
+class LoadFailed(ServingError):
+    """A worker cannot load what the agent prepared; its log says why."""
+
+    code = "load_failed"
 
 
 class NoLedger(ServingError):
@@ -114,7 +132,7 @@ class Service:
         self._state_dir = state_dir
         self._reload_timeout_s = reload_timeout_s
         self._max_rows = max_rows
-        self._build = build
+        self.build = build
         self._tracer = tracer
         self._inference_s = Series(metrics.inference_s)
         self._predictions = Series(metrics.predictions)
@@ -223,6 +241,45 @@ class Service:
                 return workers
             time.sleep(ACKNOWLEDGE_CHECK_S)
 
+    def load(self, name: str) -> None:
+        """`reload`, after `unload` is taken back: then the last good copy will do where the registry fails.
+
+        Raises what `reload` raises, and `DeadlineExceeded` or `LoadFailed` where not every worker serves it.
+        """
+        was_unloaded, started = self.store.load(name), time.perf_counter()
+        try:
+            workers = self.reload(name).workers
+        except ServingError as err:
+            desired = notes.read(ModelState(self._state_dir, name).desired)
+            if not was_unloaded or desired is None:
+                raise
+            workers = self._await_workers(name, desired["generation"], started + self._reload_timeout_s)
+            if err.status == 409:
+                raise
+        if workers.failed:
+            raise LoadFailed(f"{workers.failed} of {workers.total} workers cannot load what is desired of {name!r}")
+        if not workers.settled:
+            raise DeadlineExceeded(f"{workers.acknowledged} of {workers.total} workers serve it so far")
+
+    def unload(self, name: str) -> None:
+        """Have the model answer nothing, in any worker, until `load` or until the service starts anew.
+
+        Raises `DeadlineExceeded` where not every worker let go of it in time.
+        """
+        deadline = time.perf_counter() + self._reload_timeout_s
+        self.store.unload(name)
+        while left := self.store.holding(name):
+            if time.perf_counter() > deadline:
+                raise DeadlineExceeded(f"{left} workers have not let go of {name!r} so far")
+            time.sleep(ACKNOWLEDGE_CHECK_S)
+
+    def known(self, name: str) -> Known:
+        """What this worker knows of the model called ``name``."""
+        status, version = self._status(name), None
+        with contextlib.suppress(ModelNotReady):
+            version = self.store.live(name).bundle.version
+        return Known(version, self.store.unloaded(name), status["refused"], status["registry"]["error"])
+
     def info(self, name: str | None) -> dict[str, Any]:
         """What is live, and what is known of the registry. Raises `UnknownModel` or `ModelNotReady`."""
         name = self.store.name(name)
@@ -249,7 +306,7 @@ class Service:
             "loaded_at": live.loaded_at,
             "workers": {"acknowledged": workers.acknowledged, "total": workers.total},
             "quality": self._quality(name, bundle.version),
-            "service": {"version": self._build.version or None, "commit": self._build.commit or None},
+            "service": {"version": self.build.version or None, "commit": self.build.commit or None},
             **status,
         }
 

@@ -4,6 +4,7 @@
 <state>/agent.lock                        held by the one agent and the worker that keeps it
 <state>/models/<name>/desired.json        which bundle every worker should serve, by generation
 <state>/models/<name>/status.json         what the agent saw last: registry, refused version
+<state>/models/<name>/unloaded.json       this model is to answer nothing, by the service that was asked so
 <state>/models/<name>/asks, answers/      "look now", and what came of it
 <state>/models/<name>/bundles/<key>/      prepared versions
 <state>/workers/<id>.lock, <id>.json      living workers, and what each serves
@@ -29,6 +30,7 @@ class ModelState:
         self.home = state_dir / "models" / name
         self.desired = self.home / "desired.json"
         self.status = self.home / "status.json"
+        self.unloaded = self.home / "unloaded.json"
         self.asks = self.home / "asks"
         self.answers = self.home / "answers"
         self.bundles = self.home / "bundles"

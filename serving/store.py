@@ -89,6 +89,9 @@ class Store:
         self._live: dict[str, Live] = {}
         self._seen: dict[str, tuple[int, int] | None] = {}
         self._errors: dict[str, dict[str, Any]] = {}
+        self._service = state_dir / "service.json"
+        self._unloaded: set[str] = set()
+        self._unloaded_seen: dict[str, tuple[int, int] | None] = {}
         self._workers = Workers(state_dir)
         self._id = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = self._workers.lock(self._id)
@@ -135,6 +138,8 @@ class Store:
         """The live version of a model. Raises `UnknownModel` or `ModelNotReady`."""
         name = self.name(name)
         live = self._live.get(name)
+        if live is None and self.unloaded(name):
+            raise ModelNotReady(f"{name!r} is unloaded, until it is loaded again")
         if live is None:
             raise ModelNotReady(f"no version of {name!r} is live yet")
         if version is not None and version != live.bundle.version:
@@ -142,8 +147,31 @@ class Store:
         return live
 
     def ready(self) -> bool:
-        """Whether every model has a warm version."""
-        return len(self._live) == len(self._names)
+        """Whether every model has a warm version; one that was unloaded is meant to have none."""
+        return all(name in self._live or self.unloaded(name) for name in self._names)
+
+    def unloaded(self, name: str) -> bool:
+        """Whether this worker knows that the model is to answer nothing."""
+        return name in self._unloaded
+
+    def unload(self, name: str) -> None:
+        """Have every worker of this service let go of the model, and those that are still to start.
+
+        The next start of the service serves it again. Raises OSError where that cannot be noted.
+        """
+        notes.write(self._states[name].unloaded, {"service": self._started_at()})
+
+    def load(self, name: str) -> bool:
+        """Take `unload` back, in every worker; whether there was anything to take back."""
+        path = self._states[name].unloaded
+        was = self._says_unloaded(path)
+        path.unlink(missing_ok=True)
+        return was
+
+    def holding(self, name: str) -> int:
+        """How many living workers have not let go of a model that is unloaded."""
+        said = [notes.read(self._workers.note(worker)) or {} for worker in self._workers.living()]
+        return sum(name not in note.get("unloaded", ()) for note in said)
 
     def acknowledged(self, name: str, generation: int | None = None) -> Acknowledged:
         """Count the workers that serve ``generation`` (default: what is desired now) or a later one."""
@@ -168,6 +196,8 @@ class Store:
 
     def _refresh(self) -> None:
         for name, state in self._states.items():
+            if self._let_go(name, state.unloaded):
+                continue
             stamp = notes.stamp(state.desired)
             if stamp is None or stamp == self._seen.get(name):
                 continue
@@ -175,6 +205,32 @@ class Store:
             if desired is not None:
                 self._swap(name, desired)
             self._seen[name] = stamp
+
+    def _let_go(self, name: str, path: Path) -> bool:
+        """Whether the model is unloaded; if that is new, it is from here on."""
+        stamp = notes.stamp(path)
+        if stamp == self._unloaded_seen.get(name):
+            return name in self._unloaded
+        self._unloaded_seen[name] = stamp
+        if not self._says_unloaded(path):
+            self._unloaded.discard(name)
+            return False
+        self._unloaded.add(name)
+        self._seen.pop(name, None)  # what is desired is loaded again when the note is gone
+        previous = self._live.pop(name, None)
+        if previous is not None and previous.batcher is not None:
+            previous.batcher.retire()
+        self._acknowledge()
+        log.info("%s: unloaded", name)
+        return True
+
+    def _says_unloaded(self, path: Path) -> bool:
+        """A note of a service that ran before this one says nothing."""
+        note = notes.read(path)
+        return note is not None and note.get("service") == self._started_at()
+
+    def _started_at(self) -> str | None:
+        return (notes.read(self._service) or {}).get("started_at")
 
     def _swap(self, name: str, desired: dict[str, Any]) -> None:
         """Load, warm, then one assignment. If anything fails the old version stays, and the note says why."""
@@ -245,7 +301,8 @@ class Store:
         """Say what this worker serves. A full disk must not stop it from serving."""
         models = {name: _said(live) for name, live in self._live.items()}
         try:
-            notes.write(self._workers.note(self._id), {"pid": os.getpid(), "models": models, "errors": self._errors})
+            said = {"pid": os.getpid(), "models": models, "errors": self._errors, "unloaded": sorted(self._unloaded)}
+            notes.write(self._workers.note(self._id), said)
         except OSError as err:
             log.error("cannot acknowledge: %s", err.strerror)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,14 +129,16 @@ class Batch:
     """Named columns over rows.
 
     Columns of one common type may come as one block of shape (rows, columns), which numeric models take as it is.
+    ``params`` are what this call asks of the model beside its rows, checked against the version's own; None for none.
     """
 
-    __slots__ = ("_columns", "block", "names", "rows")
+    __slots__ = ("_columns", "block", "names", "params", "rows")
 
     def __init__(
         self, names: Sequence[str], columns: Sequence[np.ndarray] | None = None, *, block: np.ndarray | None = None
     ) -> None:
         self.names = tuple(names)
+        self.params: Mapping[str, Any] | None = None
         self.block = block
         self._columns = columns
         self.rows: int = len(block) if block is not None else len(columns[0]) if columns else 0
@@ -159,17 +161,35 @@ class Batch:
         return self.columns[self.names.index(name)]
 
 
+class Own(NamedTuple):
+    """How a model itself formed its answer, for callers who know it by that form:
+
+    ``records``
+        a frame: one object a row
+    ``arrays``
+        an object of arrays, one value a row in each
+    ``graph``
+        a graph's outputs, all of them, by its own names
+    ``one``
+        no list at all, which answers a single row; it stands alone in ``columns[""]``
+    """
+
+    form: str
+    columns: Mapping[str, np.ndarray]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What a model answered: ``values`` of shape (rows, ...), and where it gave them ``probabilities`` (rows, classes).
 
     For a classifier ``values`` are the model's own labels. A model with several outputs has them all in ``named``, and
-    the first of them in ``values``.
+    the first of them in ``values``. ``own`` is None where the model answered with the plain list of ``values``.
     """
 
     values: np.ndarray
     probabilities: np.ndarray | None = None
     named: Mapping[str, np.ndarray] | None = None
+    own: Own | None = None
 
 
 def by_name(prediction: Prediction, name: str) -> dict[str, np.ndarray]:

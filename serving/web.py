@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from serving.tracing.spans import Tracer
 
 # A probe every few seconds is not worth a line each, whatever it finds: what changes is logged where it changes.
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/ping", "/metrics"})
 
 
 class UnknownRoute(ServingError):

@@ -1,4 +1,4 @@
-"""Two small models that are real, prepared once for all tests, and a service that starts from them in a moment."""
+"""Small models that are real, prepared once for all tests, and services that start from them in a moment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -36,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "done").exists():
             publish(home)
-            with running(settings_of(home)) as app:
+            with running(settings_of(home, models=("iris", "prices", "texts"))) as app:
                 _await_ready(app)
             (home / "done").touch()
     return home
@@ -48,6 +49,16 @@ def app(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     home = tmp_path_factory.mktemp("service")
     shutil.copytree(prepared / "state", home / "state")
     with running(settings_of(home, model_dir=prepared / "models")) as app:
+        _await_ready(app)
+        yield app
+
+
+@pytest.fixture(scope="session")
+def texts_app(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    """A service in this process that serves ``iris``, and ``texts`` as its version 3, which makes vectors of them."""
+    home = tmp_path_factory.mktemp("texts")
+    shutil.copytree(prepared / "state", home / "state")
+    with running(settings_of(home, models=("iris", "texts"), model_dir=prepared / "models")) as app:
         _await_ready(app)
         yield app
 
@@ -74,10 +85,32 @@ def app_url(app: Flask) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def service_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where ``python app.py``, with one worker, serves what `app` does."""
-    home = tmp_path_factory.mktemp("process")
+    with _process(prepared, tmp_path_factory.mktemp("process")) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def texts_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where ``python app.py``, with one worker, serves what `texts_app` does."""
+    with _process(prepared, tmp_path_factory.mktemp("process"), models=("iris", "texts")) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def two_workers_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where ``python app.py``, with two workers, serves every model."""
+    models = ("iris", "prices", "texts")
+    with _process(prepared, tmp_path_factory.mktemp("process"), models=models, web_concurrency=2) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def _process(prepared: Path, home: Path, **changed: Any) -> Iterator[int]:
+    """``python app.py`` on what was prepared: its port, once it is ready."""
     shutil.copytree(prepared / "state", home / "state")
     port = free_port()
-    settings = settings_of(home, model_dir=prepared / "models", port=port, web_concurrency=1, drain_s=0)
+    usual = {"model_dir": prepared / "models", "port": port, "web_concurrency": 1, "drain_s": 0}
+    settings = settings_of(home, **{**usual, **changed})
     with (home / "service.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment(settings), stdout=log, stderr=log)
     try:

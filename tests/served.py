@@ -1,4 +1,4 @@
-"""What services under test have in common: their settings, and two small models that are real."""
+"""What services under test have in common: their settings, and small models that are real."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from texts import save_texts
 
 from app import create_app
 from serving.digest import folder_digest
@@ -68,9 +69,15 @@ def free_port() -> int:
 
 
 def publish(home: Path) -> None:
-    """Leave both models under ``home/models``, as training does with what it promoted."""
+    """Leave the models under ``home/models``, as training does with what it promoted."""
     _save(home, "iris", "1", *_iris())
     _save(home, "prices", "7", *_prices())
+    _publish(home, "texts", "3", save_texts(home / "saved" / "texts"))
+
+
+def _publish(home: Path, name: str, version: str, folder: Path) -> None:
+    plain = Version(name, version, "champion", "local", str(folder), digest=folder_digest(folder))
+    LocalFiles(home / "models").publish(plain, folder)
 
 
 def _save(home: Path, name: str, version: str, estimator: Any, frame: Any, signature: Any, metadata: Any) -> None:
@@ -86,8 +93,7 @@ def _save(home: Path, name: str, version: str, estimator: Any, frame: Any, signa
         serialization_format="cloudpickle",
         pip_requirements=[],
     )
-    plain = Version(name, version, "champion", "local", str(folder), digest=folder_digest(folder))
-    LocalFiles(home / "models").publish(plain, folder)
+    _publish(home, name, version, folder)
 
 
 def _iris() -> tuple[Any, Any, Any, Any]:

@@ -16,7 +16,7 @@ from serving.settings import ROOT
 LAYERS = (
     {"app", "gunicorn_conf", "ledger.__main__"},
     {"web", "worker", "lane"},
-    {"protocols", "ops", "security", "body", "exchange"},
+    {"protocols", "ops", "openapi", "pages", "security", "body", "exchange"},
     {"service"},
     {"observer"},
     {"store", "routing", "agent"},

@@ -1,12 +1,14 @@
 """Frozen wire behaviour: each ``wire/<protocol>/<case>.request.json`` is answered with its ``<case>.response.json``.
 
 A request has ``method``, ``path``, maybe ``headers``, and ``body`` (sent as JSON) or ``raw`` (a text, sent as it is).
+``base64`` is binary data behind the JSON of ``body``, of a request as of a response.
 A response has ``status`` and ``body``, and those ``headers`` that matter for the case. `PLACEHOLDERS` in a response
 stand for what differs from call to call.
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import re
@@ -17,12 +19,13 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from flask.testing import FlaskClient
 from werkzeug.test import Client
 
 WIRE = Path(__file__).with_name("wire")
 CASES = sorted(str(path.relative_to(WIRE)).removesuffix(".request.json") for path in WIRE.glob("*/*.request.json"))
+TEXTS = "openai/"  # cases for a service that has a model of texts
 ROUNDS = 3
+BINARY = "Inference-Header-Content-Length"  # says where binary data begin
 
 PLACEHOLDERS = {
     "<uuid>": r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",  # version 7, ordered by time
@@ -44,11 +47,14 @@ class Answer:
     data: bytes
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("simple/")])
-def test_the_lane_and_flask_answer_alike(case: str, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("simple/", "mlflow/", "v2/", TEXTS))])
+def test_the_lane_and_flask_answer_alike(
+    case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the last byte, with the same headers in the same order; ids are held still for the comparison."""
     monkeypatch.setattr("serving.service.prediction_id", lambda _: "019aa6f0-5b5e-7c1e-9d3c-0f4f6f2f9a51")
     monkeypatch.setattr("serving.telemetry.random_id", lambda: bytes(16))
+    app: Flask = request.getfixturevalue("texts_app" if case.startswith(TEXTS) else "app")
     path, method, data, headers = parts(read(case, "request"))
     past, through = (
         Client(wsgi).open(path, method=method, data=data, headers=headers) for wsgi in (app.wsgi_app, app.wsgi_app.app)
@@ -59,17 +65,18 @@ def test_the_lane_and_flask_answer_alike(case: str, app: Flask, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_case(case: str, client: FlaskClient) -> None:
-    request = read(case, "request")
-    path, method, data, headers = parts(request)
-    got = client.open(path, method=method, data=data, headers=headers)
+def test_case(case: str, request: pytest.FixtureRequest) -> None:
+    app: Flask = request.getfixturevalue("texts_app" if case.startswith(TEXTS) else "app")
+    path, method, data, headers = parts(read(case, "request"))
+    got = app.test_client().open(path, method=method, data=data, headers=headers)
     check(case, Answer(got.status_code, got.headers, got.data))
 
 
-def test_all_over_one_connection(service_port: int) -> None:
+@pytest.mark.parametrize(("port", "of_texts"), [("service_port", False), ("texts_port", True)])
+def test_all_over_one_connection(port: str, of_texts: bool, request: pytest.FixtureRequest) -> None:
     """Under gunicorn, kept alive: no answer leaves anything behind that the next request stumbles over."""
-    connection = http.client.HTTPConnection("127.0.0.1", service_port, timeout=20)
-    for case in CASES * ROUNDS:
+    connection = http.client.HTTPConnection("127.0.0.1", request.getfixturevalue(port), timeout=20)
+    for case in [case for case in CASES if case.startswith(TEXTS) == of_texts] * ROUNDS:
         path, method, data, headers = parts(read(case, "request"))
         connection.request(method, path, data, headers)
         got = connection.getresponse()
@@ -93,7 +100,11 @@ def parts(request: dict[str, Any]) -> tuple[str, str, bytes | None, dict[str, st
     headers = dict(request.get("headers", {}))
     if "body" in request:
         headers.setdefault("Content-Type", "application/json")
-        return request["path"], request["method"], json.dumps(request["body"]).encode(), headers
+        data = json.dumps(request["body"]).encode()
+        if "base64" in request:
+            headers.setdefault(BINARY, str(len(data)))
+            data += base64.b64decode(request["base64"])
+        return request["path"], request["method"], data, headers
     data = request["raw"].encode() if "raw" in request else None
     return request["path"], request["method"], data, headers
 
@@ -101,10 +112,13 @@ def parts(request: dict[str, Any]) -> tuple[str, str, bytes | None, dict[str, st
 def check(case: str, got: Answer) -> None:
     expected = read(case, "response")
     headers = {name: got.headers.get(name) for name in expected.get("headers", {})}
-    shown = {"status": got.status, "headers": headers, "body": json.loads(got.data)}
+    end = int(got.headers.get(BINARY) or len(got.data))
+    shown = {"status": got.status, "headers": headers, "body": json.loads(got.data[:end])}
+    if end < len(got.data):
+        shown["base64"] = base64.b64encode(got.data[end:]).decode()
     wrong = list(differences({"headers": {}, **expected}, shown, case))
     assert not wrong, "\n".join(wrong)
-    assert got.headers["Content-Type"] == "application/json"
+    assert got.headers["Content-Type"] == ("application/octet-stream" if "base64" in shown else "application/json")
     assert got.headers["X-Request-Id"]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from serving.batching.cost import Company, Cost, LearnedCost
 from serving.errors import DeadlineExceeded, InvalidInput, ModelFailed, ModelNotReady, QueueFull, ServingError
-from serving.tensors import Batch, Prediction
+from serving.tensors import Batch, Own, Prediction
 
 GONE = "this model is no longer served here"
 DOUBT = 10  # so many requests are refused by an estimate until one is run to see whether it still holds
@@ -40,16 +40,17 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 def part(prediction: Prediction, rows: slice) -> Prediction:
     """Some rows of a prediction, as views."""
-    probabilities, named = prediction.probabilities, prediction.named
+    probabilities, named, own = prediction.probabilities, prediction.named, prediction.own
     return Prediction(
         prediction.values[rows],
         None if probabilities is None else probabilities[rows],
         None if named is None else {name: values[rows] for name, values in named.items()},
+        None if own is None else Own(own.form, {name: values[rows] for name, values in own.columns.items()}),
     )
 
 
 def whole(predictions: Sequence[Prediction]) -> Prediction:
-    """Predictions of one version as one, in order; the reverse of `part`."""
+    """Predictions of one version as one, in order; the reverse of `part`, but for the model's own form."""
     first = predictions[0]
     if len(predictions) == 1:
         return first
@@ -63,9 +64,13 @@ def whole(predictions: Sequence[Prediction]) -> Prediction:
 
 
 def kind(batch: Batch, params: Hashable = None) -> Hashable:
-    """Equal for batches that `join` takes, and for requests that one call may answer."""
+    """Equal for batches that `join` takes, and for requests that one call may answer.
+
+    A batch with params of its own is of a kind of its own.
+    """
     blocks = batch.columns if batch.block is None else (batch.block,)
-    return batch.block is None, batch.names, tuple((block.dtype, block.shape[1:]) for block in blocks), params
+    alone = None if batch.params is None else id(batch)
+    return batch.block is None, batch.names, tuple((block.dtype, block.shape[1:]) for block in blocks), params, alone
 
 
 @dataclass
@@ -360,7 +365,8 @@ class Batcher:
         started = time.perf_counter()
         prediction = self._predict(batch) if params is None else self._predict(batch, params)
         seconds = time.perf_counter() - started
-        answers = (prediction.values, prediction.probabilities, *(prediction.named or {}).values())
+        own = prediction.own.columns if prediction.own is not None else {}
+        answers = (prediction.values, prediction.probabilities, *(prediction.named or {}).values(), *own.values())
         if wrong := [len(answer) for answer in answers if answer is not None and len(answer) != batch.rows]:
             log.error("the model answered %d rows for %d", wrong[0], batch.rows)
             raise ModelFailed("the model answered another number of rows than it was asked for")

@@ -36,6 +36,9 @@ class Protocol(Interface):
     def media(self) -> Collection[str]:
         """The content types, as callers write them, that the lane takes; Flask has the others."""
 
+    def live(self, model: str | None, version: str | None, /) -> Live:
+        """What answers at a path that names these. Raises `ServingError` where it is Flask's to say."""
+
     def answer(self, live: Live, call: Call) -> Reply:
         """What ``live`` answers. Raises `ServingError`."""
 
@@ -51,4 +54,6 @@ def flask_answer(protocol: Protocol, live: Live) -> Response:
     g.live = live
     call = Call(request.get_data(cache=False), g.request_id, request.headers.get)
     reply = protocol.answer(live, call)
-    return Response(reply.body, content_type=reply.content_type, headers=list(reply.headers))
+    response = Response(reply.body, content_type=reply.content_type)
+    response.headers.extend(reply.headers)  # behind its own, as the lane has them
+    return response

@@ -50,6 +50,10 @@ class Simple:
         """``{"error": {"code", "message", …}, "request_id"}``."""
         return {"error": {"code": err.code, "message": str(err), **err.details()}, "request_id": request_id}
 
+    def live(self, model: str | None, version: str | None) -> Live:
+        """Raises `UnknownModel` or `ModelNotReady`."""
+        return self._service.store.live(model, version)
+
     def answer(self, live: Live, call: Call) -> Reply:
         """What ``live`` answers; the call's request id holds where the body has none.
 

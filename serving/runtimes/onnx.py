@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InvalidInput, VersionRefused
-from serving.tensors import Batch, Classes, Description, Field, Prediction, Signature
+from serving.tensors import Batch, Classes, Description, Field, Own, Prediction, Signature
 
 FLAVOR = "onnx"
 FOLDER = "model"
@@ -131,12 +131,19 @@ def _prediction(names: Sequence[str], got: Sequence[Any]) -> Prediction:
     by_name = dict(zip(names, got, strict=True))
     label = next((by_name[name] for name in LABELS if name in by_name), None)
     chances = next((by_name[name] for name in PROBABILITIES if name in by_name), None)
-    if label is not None and chances is not None:
-        return Prediction(np.asarray(label), _probabilities(chances))
     arrays = {name: np.asarray(values) for name, values in by_name.items()}
+    own = _own(arrays)
+    if label is not None and chances is not None:
+        return Prediction(np.asarray(label), _probabilities(chances), own=own)
     first = arrays[names[0]]
     values = first[:, 0] if first.ndim == 2 and first.shape[1] == 1 else first
-    return Prediction(values, named=arrays if len(arrays) > 1 else None)
+    return Prediction(values, named=arrays if len(arrays) > 1 else None, own=own)
+
+
+def _own(arrays: Mapping[str, np.ndarray]) -> Own | None:
+    """The outputs as the graph calls them, where each has one value a row."""
+    lengths = {array.shape[:1] for array in arrays.values()}
+    return Own("graph", arrays) if len(lengths) == 1 and lengths != {()} else None
 
 
 def _probabilities(chances: Any) -> np.ndarray:

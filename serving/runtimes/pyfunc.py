@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InvalidInput
-from serving.tensors import Batch, Description, Prediction, Signature
+from serving.tensors import Batch, Description, Own, Prediction, Signature
 
 FLAVOR = "python_function"
 FOLDER = "model"
 WHOLE_TYPES = {"DataType.integer", "DataType.long"}
+MISFIT = "SCHEMA_ENFORCEMENT_FAILED"  # as MLflow calls input that its signature does not take
 
 
 def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
@@ -26,6 +27,7 @@ def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
 
 def load(folder: Path) -> Callable[[Batch], Prediction]:
     """The model's ``predict``, on a frame of named columns or on the array that its signature asks for."""
+    import mlflow.exceptions
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(str(folder / FOLDER))
@@ -36,9 +38,44 @@ def load(folder: Path) -> Callable[[Batch], Prediction]:
     def predict(batch: Batch) -> Prediction:
         for name in whole:
             _check_whole(name, batch.column(name))
-        return _prediction(model.predict(_tensors(batch) if takes_tensors else _frame(batch)), batch.rows)
+        given = _tensors(batch) if takes_tensors else _frame(batch)
+        params = None if batch.params is None else dict(batch.params)
+        try:
+            return _prediction(model.predict(given, params=params), batch.rows)
+        except mlflow.exceptions.MlflowException as err:
+            if inputs is not None and err.error_class == MISFIT:
+                _refuse_misfit(given, inputs)
+            raise
 
     return predict
+
+
+def _refuse_misfit(given: Any, inputs: Any) -> None:
+    """Raise `InvalidInput` where ``given`` does not fit ``inputs``; MLflow says that it does not, but not where."""
+    from mlflow.types import Schema
+
+    if _fits(given, inputs):  # so it is the input of a model inside this one
+        return
+    named = inputs.inputs if hasattr(given, "columns") and inputs.has_input_names() else ()
+    for column in (column for column in named if column.name in given.columns):
+        one, only = given[[column.name]], Schema([column])
+        if not _fits(one, only):
+            row = next(
+                (row for row in range(len(one)) if not _fits(one.iloc[[row]].reset_index(drop=True), only)), None
+            )
+            raise InvalidInput(f"does not fit the type {column.type}", row=row, column=str(column.name))
+    raise InvalidInput("the input does not fit the model's signature")
+
+
+def _fits(given: Any, inputs: Any) -> bool:
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import validate_schema
+
+    try:
+        validate_schema(given, inputs)
+    except MlflowException:
+        return False
+    return True
 
 
 def _whole_numbers(inputs: Any) -> tuple[str, ...]:
@@ -72,14 +109,32 @@ def _frame(batch: Batch) -> Any:
 def _prediction(got: Any, rows: int) -> Prediction:
     import pandas as pd
 
+    if isinstance(got, pd.Series):  # which MLflow writes as a frame of one column
+        values = np.asarray(got.to_numpy())
+        return Prediction(values, own=Own("records", {"0" if got.name is None else str(got.name): values}))
     if isinstance(got, pd.DataFrame):
         named = {str(name): got[name].to_numpy() for name in got.columns}
-    elif isinstance(got, dict):
+        own = Own("records", named)
+    elif isinstance(got, dict) and got:
         named = {str(name): _values(values, rows) for name, values in got.items()}
-    else:
+        own = Own("arrays", named) if all(map(_is_list, got.values())) else Own("one", {"": _alone(got)})
+    elif _is_list(got):
         return Prediction(_values(got, rows))
+    else:
+        return Prediction(_alone(got), own=Own("one", {"": _alone(got)}))
     first = next(iter(named.values()))
-    return Prediction(first, named=named if len(named) > 1 else None)
+    return Prediction(first, named=named if len(named) > 1 else None, own=own)
+
+
+def _is_list(got: Any) -> bool:
+    return isinstance(got, (list, tuple)) or (hasattr(got, "__array__") and np.ndim(got) > 0)
+
+
+def _alone(got: Any) -> np.ndarray:
+    """One answer, whatever it is, to the only row."""
+    values = np.empty(1, dtype=object)
+    values[0] = got
+    return values
 
 
 def _values(got: Any, rows: int) -> np.ndarray:
@@ -88,7 +143,7 @@ def _values(got: Any, rows: int) -> np.ndarray:
         return got
     if hasattr(got, "to_numpy"):
         return np.asarray(got.to_numpy())
-    items = list(got) if isinstance(got, (list, tuple)) else [got]
+    items = list(got) if _is_list(got) else [got]
     if len(items) == rows and all(isinstance(item, (int, float)) for item in items):
         return np.asarray(items)
     values = np.empty(len(items), dtype=object)

@@ -239,7 +239,7 @@ def _tensor(field: Field, rows: list[Any]) -> np.ndarray:
     except InvalidInput as err:
         size = max(1, len(leaves) // len(rows))
         row = None if err.row is None else err.row // size
-        raise InvalidInput(err.what, row=row, column=field.name) from None
+        raise InvalidInput(err.what, row=row, column=field.name, plain=err.plain) from None
     narrow = array.astype(field.type) if kind in READERS else array
     return narrow.reshape(len(rows), *shape)
 

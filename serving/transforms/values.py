@@ -99,7 +99,7 @@ def _integers(field: Field, values: Sequence[Any]) -> np.ndarray:
     limits = np.iinfo(_dtype(field))
     if kept and not (limits.min <= min(kept) and max(kept) <= limits.max):
         row = next(row for row, v in enumerate(values) if v is not None and not limits.min <= v <= limits.max)
-        raise InvalidInput(f"{shown(values[row])} is beyond the range of {field.type}", row=row, column=field.name)
+        raise _misfit(field, row, values[row], f"is beyond the range of {field.type}")
     _check_written(field, values)
     if gaps:
         _check_exact(field, values)
@@ -111,15 +111,14 @@ def _check_written(field: Field, values: Sequence[Any]) -> None:
     """Raise for the first float that may not be the number that was written: JSON readers round from 2**53 on."""
     for row, value in enumerate(values if float in set(map(type, values)) else ()):
         if type(value) is float and abs(value) >= 2**53:
-            raise InvalidInput(f"{shown(value)} is too large to be exact", row=row, column=field.name)
+            raise _misfit(field, row, value, "is too large to be exact")
 
 
 def _check_exact(field: Field, values: Sequence[Any]) -> None:
     """Raise for the first whole number that a float does not hold."""
     for row, value in enumerate(values):
         if value is not None and int(float(value)) != value:
-            what = f"{shown(value)} cannot be held exactly beside missing values"
-            raise InvalidInput(what, row=row, column=field.name)
+            raise _misfit(field, row, value, "cannot be held exactly beside missing values")
 
 
 def _booleans(field: Field, values: Sequence[Any]) -> np.ndarray:
@@ -176,7 +175,7 @@ def _parsed(
         try:
             array[row] = read(value)
         except (ValueError, binascii.Error, OverflowError):
-            raise InvalidInput(f"expected {expected}, not {shown(value)}", row=row, column=field.name) from None
+            raise _another(field, row, value, expected) from None
     return array
 
 
@@ -199,12 +198,24 @@ def _fail(field: Field, values: Sequence[Any], expected: str, fits: Callable[[An
     for row, value in enumerate(values):
         if fits(value) or (value is None and not field.required):
             continue
-        what = "is missing (null)" if value is None else f"expected {expected}, not {shown(value)}"
-        raise InvalidInput(what, row=row, column=field.name)
+        if value is None:
+            raise InvalidInput("is missing (null)", row=row, column=field.name)
+        raise _another(field, row, value, expected)
 
 
 def _first(field: Field, wrong: np.ndarray, what: str, values: Sequence[Any]) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
-        value = "" if values[row] is None else f"{shown(values[row])} "
-        raise InvalidInput(f"{value}{what}", row=row, column=field.name)
+        if values[row] is None:
+            raise InvalidInput(what, row=row, column=field.name)
+        raise _misfit(field, row, values[row], what)
+
+
+def _misfit(field: Field, row: int, value: Any, what: str) -> InvalidInput:
+    return InvalidInput(f"{shown(value)} {what}", row=row, column=field.name, plain=what)
+
+
+def _another(field: Field, row: int, value: Any, expected: str) -> InvalidInput:
+    broken = expected == "a whole number" and type(value) is float
+    plain = f"expected {expected}, not {'a fraction' if broken else kind_of(value)}"
+    return InvalidInput(f"expected {expected}, not {shown(value)}", row=row, column=field.name, plain=plain)
