@@ -218,15 +218,13 @@ class ServiceCollector:
     def _processes(self) -> Iterator[Metric]:
         """Under the names that every exporter gives them, but of all processes together."""
         master = (notes.read(self._state_dir / "service.json") or {}).get("pid")
-        pids = processes.tree(master) if master is not None else []
-        if pids:
-            seconds = CounterMetricFamily("process_cpu_seconds", "CPU time of all processes of the service.")
-            seconds.add_metric((), processes.cpu_seconds(pids))
-            yield seconds
-            memory = processes.memory_bytes(pids)
-            yield _gauge(
-                "process_resident_memory_bytes", "Memory of all processes, shared pages once.", (), [((), memory)]
-            )
+        if master is None or not (pids := processes.tree(master)):
+            return
+        seconds = CounterMetricFamily("process_cpu_seconds", "CPU time of all processes of the service.")
+        seconds.add_metric((), processes.cpu_seconds(master))
+        yield seconds
+        memory = processes.memory_bytes(pids)
+        yield _gauge("process_resident_memory_bytes", "Memory of all processes, shared pages once.", (), [((), memory)])
 
     def _versions(self, said: list[dict[str, Any]]) -> Iterator[Metric]:
         serving: dict[tuple[str, str], list[dict[str, Any]]] = {}

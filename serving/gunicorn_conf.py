@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving import notes, telemetry
+from serving import notes, processes, telemetry
 from serving.settings import Settings
 from serving.state import LedgerState, Lock
 from serving.worker import DrainingWorker, InlineWorker, unfamiliar
@@ -76,6 +76,7 @@ log = logging.getLogger("serving.gunicorn")
 
 def on_starting(server: Any) -> None:
     """Before the first worker: claim the state folder and begin with no metrics."""
+    processes.adopt_orphans()  # an agent outlives its worker for a moment, and what it cost must not be forgotten
     telemetry.log_to_stdout(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").setLevel(logging.WARNING)
     if "GUNICORN_PID" in os.environ:

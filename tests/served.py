@@ -19,7 +19,7 @@ from serving.registry import LocalFiles, Version
 from serving.settings import Settings, names
 
 MAX_BODY_BYTES = 2000
-MAX_ROWS = 60
+MAX_ROWS = 100
 
 
 def settings_of(home: Path, **changed: Any) -> Settings:

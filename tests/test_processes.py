@@ -35,9 +35,36 @@ def test_a_tree_has_everyone_below() -> None:
 
 
 def test_who_ended_still_counts() -> None:
-    before = cpu_seconds([os.getpid()])
+    before = cpu_seconds(os.getpid())
     subprocess.run([sys.executable, "-c", BUSY], check=True)
-    assert cpu_seconds([os.getpid()]) - before >= 0.25
+    assert cpu_seconds(os.getpid()) - before >= 0.25
+
+
+ORPHANED = """
+import os, subprocess, sys, time
+from serving.processes import adopt_orphans, cpu_seconds, tree
+
+adopt_orphans()
+# A process that leaves another behind, which works for a while.
+middle = [sys.executable, "-c", f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {BUSY!r}])"]
+subprocess.run(middle, check=True)
+assert len(tree(os.getpid())) == 2, tree(os.getpid())
+before, deadline = 0.0, time.monotonic() + 20
+while len(tree(os.getpid())) == 2 and time.monotonic() < deadline:
+    now = cpu_seconds(os.getpid())
+    assert now >= before, (before, now)
+    before = now
+    time.sleep(0.01)
+    os.waitpid(-1, os.WNOHANG)
+assert cpu_seconds(os.getpid()) >= 0.3
+"""
+
+
+def test_an_orphan_is_not_forgotten() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"BUSY = {BUSY!r}\n{ORPHANED}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_memory_is_what_is_resident() -> None:
@@ -48,7 +75,7 @@ def test_memory_is_what_is_resident() -> None:
 
 
 def test_who_is_gone_costs_nothing() -> None:
-    assert (cpu_seconds([2**22 + 1]), memory_bytes([2**22 + 1])) == (0.0, 0)
+    assert (cpu_seconds(2**22 + 1), memory_bytes([2**22 + 1])) == (0.0, 0)
 
 
 def test_elsewhere_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -27,7 +27,7 @@ REFUSED = [
     (405, "wrong_method", "GET", "/predict", {}),
     (405, "wrong_method", "DELETE", "/model/info", {}),
     (413, "body_too_large", "POST", "/predict", {"data": b"[" * (MAX_BODY_BYTES + 1)}),
-    (413, "too_many_rows", "POST", "/models/prices/predict", {"json": {"instances": [HOUSE] * (MAX_ROWS + 1)}}),
+    (413, "too_many_rows", "POST", "/predict", {"json": {"instances": [[1, 2, 3, 4]] * (MAX_ROWS + 1)}}),
     (415, "unsupported_media_type", "POST", "/predict", {"data": b"1,2", "content_type": "text/csv"}),
     (500, "model_failed", "POST", "/models/prices/predict", {"json": {"features": NO_AREA}}),
     (502, "registry_unreachable", "POST", "/model/reload", {}),

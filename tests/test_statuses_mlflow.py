@@ -30,7 +30,7 @@ REFUSED: list[tuple[int, str, str, str, dict[str, Any]]] = [
     (405, "BAD_REQUEST", "GET", "/invocations", {}),
     (405, "BAD_REQUEST", "POST", "/ping", {}),
     (413, "BAD_REQUEST", "POST", "/invocations", {"data": b"[" * (MAX_BODY_BYTES + 1), "content_type": JSON}),
-    (413, "BAD_REQUEST", "POST", "/invocations", {"json": {"inputs": [ROW] * (MAX_ROWS + 1)}}),
+    (413, "BAD_REQUEST", "POST", "/invocations", {"json": {"inputs": [[1, 2, 3, 4]] * (MAX_ROWS + 1)}}),
     (415, "BAD_REQUEST", "POST", "/invocations", {"data": b"a=b", "content_type": "application/x-www-form-urlencoded"}),
     (415, "BAD_REQUEST", "POST", "/invocations", {"data": b"{}"}),
     (500, "INTERNAL_ERROR", "POST", PRICES, {"json": {"dataframe_records": [NO_AREA]}}),
