@@ -18,6 +18,14 @@ LOCK      := $(UV) pip compile pyproject.toml --quiet --universal --python-versi
 tool = test -x .venv-tools/bin/$(1) || { echo "$(1) has no wheel for this machine: what it checks stays unchecked"; \
        exit 0; }; .venv-tools/bin/$(1)
 
+# $(call install,VENV,OPTIONS) fills VENV from the rule's lock, with uv, which takes a fifth of the time; with pip where uv
+# finds no packages, because it does not read pip's configuration.
+install = echo "Installing $< into $(1) (a minute or so, only when it has changed) ..."; \
+          $(PYTHON) -m venv --clear $(1); \
+          $(UV) pip install --quiet --python $(1)/bin/python --require-hashes $(2) -r $< || { \
+          echo "uv could not install them: trying pip"; \
+          $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(2) -r $<; }
+
 .PHONY: help run test check train demo mlflow docs dashboards bench estimators load lock image e2e clean distclean lint \
         lint-deploy format typecheck trained
 
@@ -118,21 +126,14 @@ trained: .venv/.installed
 		$(IN_VENV) train_model.py iris; fi
 
 # Anew whenever the lock changes, so that nothing is left of what it no longer names.
-.venv/.installed: requirements.txt
+.venv/.installed: requirements.txt | $(UV)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Installing requirements.txt into .venv (two minutes or so, only when it has changed) ..."
-	@$(PYTHON) -m venv --clear .venv
-	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(call install,.venv)
 	@touch $@
 
-# With uv, which takes a fifth of the time; pip where uv finds no packages, because it does not read pip's configuration.
 .venv-tools/.installed: requirements-tools.txt | $(UV)
-	@echo "Installing requirements-tools.txt into .venv-tools (only when it has changed) ..."
-	@$(PYTHON) -m venv --clear .venv-tools
-	@$(UV) pip install --quiet --python .venv-tools/bin/python --require-hashes --only-binary=:all: -r $< || { \
-		echo "uv could not install them: trying pip"; \
-		.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r $<; }
+	@$(call install,.venv-tools,--only-binary=:all:)
 	@touch $@
 
 # A place of its own, because the service does not need it.
