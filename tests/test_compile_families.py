@@ -15,6 +15,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.ensemble import VotingClassifier, VotingRegressor
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -141,6 +142,39 @@ def test_calibrated_classifiers_answer_with_the_same_bits(
 def test_a_model_that_was_fitted_before_is_calibrated(tmp_path: Path) -> None:
     fitted = LogisticRegression(max_iter=2000).fit(CELLS, BENIGN)
     assert difference(CalibratedClassifierCV(FrozenEstimator(fitted), cv=2), CELLS, BENIGN, tmp_path) == 0.0
+
+
+@pytest.mark.parametrize("threshold", ["auto", 0.2, 0.97])
+@pytest.mark.parametrize("positive", [None, 0, 1])
+@pytest.mark.parametrize(
+    "base", [LogisticRegression(max_iter=2000), DecisionTreeClassifier(max_depth=3)], ids=["linear", "tree"]
+)
+def test_a_threshold_decides_with_the_same_bits(base: Any, positive: Any, threshold: Any, tmp_path: Path) -> None:
+    model = FixedThresholdClassifier(make_pipeline(StandardScaler(), base), threshold=threshold, pos_label=positive)
+    assert difference(model, CELLS, BENIGN, tmp_path) == 0.0
+
+
+def test_a_threshold_names_the_labels_of_the_model(tmp_path: Path) -> None:
+    names = np.where(BENIGN == 1, "benign", "bad")
+    fitted = FrozenEstimator(LogisticRegression(max_iter=2000).fit(CELLS, names))
+    model = FixedThresholdClassifier(fitted, threshold=0.3, pos_label="bad")
+    native, fast, _ = both(model.fit(CELLS, names), tmp_path)
+    answered = fast(batch_of(CELLS))
+    assert largest_difference(native(batch_of(CELLS)), answered) == 0.0
+    assert (answered.values == "bad").tolist() == (answered.probabilities[:, 0] >= 0.3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "why"),
+    [
+        (FixedThresholdClassifier(LogisticRegression(), response_method="decision_function"), "a decision function"),
+        (FixedThresholdClassifier(LinearSVC()), "without probabilities"),
+    ],
+    ids=["scores", "no probabilities"],
+)
+def test_a_threshold_over_scores_stays_native(estimator: Any, why: str) -> None:
+    with pytest.raises(NotCompiled, match=why):
+        compilation.build(estimator.fit(CELLS, BENIGN))
 
 
 @pytest.mark.parametrize(

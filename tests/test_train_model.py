@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ import train_model
 from serving import reference
 from serving.digest import folder_digest
 from serving.registry import BREAKING_TAG, DIGEST_TAG, LocalFiles, Ref
+from serving.registry.moves import Aliases, actor
 from serving.settings import Settings
-from training import iris, tracking
+from training import Kind, iris, tracking
 from training.failure import NotPromoted
 from training.family import Family
 from training.pipeline import Plan, train
@@ -104,8 +106,8 @@ def store(trained: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
 def run(family: Family, plan: Plan, store: Store) -> tuple[bool, str]:
     """Train without the command line around it; returns whether it may go live, and what was said."""
     said = StringIO()
-    allowed = train(family, plan, store.settings, Report(Console(file=said), family))
-    return allowed, said.getvalue()
+    outcome = train(family, plan, store.settings, Report(Console(file=said), family))
+    return outcome.allowed, said.getvalue()
 
 
 def register_perfect(columns: list[str] | None = None) -> str:
@@ -201,6 +203,12 @@ def test_promoted_version_is_left_for_a_service_without_registry(store: Store) -
     assert local.source == "local"
     assert local.digest == folder_digest(Path(local.location)) == recorded.tags[DIGEST_TAG]
     assert local.run_id == recorded.run_id
+
+
+def test_the_promotion_is_on_record(store: Store) -> None:
+    move = Aliases(MlflowClient()).moves("iris")[0]
+    assert (move.alias, move.before, move.to, move.why, move.gate) == ("champion", None, "1", "trained", "passed")
+    assert move.by == actor()
 
 
 # --- the second run and the gate --------------------------------------------------------------------------------------
@@ -379,6 +387,10 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
         (["iris", "--alias", "latest"], "'latest'"),
         (["iris", "--alias", "v2"], "'v2'"),
         (["iris", "--fast"], "--fast"),
+        (["iris", "--data", "mine.csv"], "iris takes no --data; it is for: fraud"),
+        (["fraud", "--weights", "none"], "fraud takes no --weights; it is for: images, minilm"),
+        (["images", "fraud", "--precision", "int8"], "fraud takes no --precision; it is for: images, minilm"),
+        (["images", "--precision", "fp16"], "fp16"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,6 +405,30 @@ def test_wrong_usage_is_one_line(arguments: list[str], named: str, capsys: pytes
 def test_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MODELS_DIR", "elsewhere")
     assert "did you mean MODEL_DIR" in fails_in_one_line(["iris"], train_model.ERROR, capsys)
+
+
+def test_a_table_that_is_not_there_is_one_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing.csv" in fails_in_one_line(["fraud", "--data", "nothing.csv"], train_model.ERROR, capsys)
+
+
+def test_a_family_without_its_libraries_says_how_to_get_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(train_model.FAMILIES, "images", Kind("pictures", libraries=("json", "no_such_library")))
+    error = fails_in_one_line(["images"], train_model.ERROR, capsys)
+    assert error == "train_model.py: images needs no_such_library, not installed here: make deep\n"
+
+
+def test_all_goes_on_after_a_failure_and_ends_with_a_table(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = {"images": Kind("pictures", libraries=("no_such_library",)), "iris": train_model.FAMILIES["iris"]}
+    monkeypatch.setattr(train_model, "FAMILIES", kinds)
+    monkeypatch.setattr(iris, "FAMILY", FAST)
+    assert train_model.main(["--all", "--alias", "everything", "--data", "for-others.csv"]) == train_model.ERROR
+    table = capsys.readouterr().out.partition("All families")[2]
+    assert re.search(r"images +│ +│ images needs no_such_library", table)
+    assert re.search(rf"iris +│ {store.newest()} +│ everything +│ accuracy 0\.\d+, log_loss 0\.\d+", table)
 
 
 @pytest.mark.parametrize("option", ["--list", "--help"])

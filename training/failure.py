@@ -13,6 +13,7 @@ from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.errors import ServingError
+from training.options import Unusable
 
 
 class NotPromoted(Exception):
@@ -21,7 +22,7 @@ class NotPromoted(Exception):
 
 # A store that is away, full or not ours to write, a disk likewise. Anything else is a bug and shows its traceback.
 SURROUNDINGS = (
-    *(ServingError, MlflowException, SQLAlchemyError, CommandError, OSError, NotPromoted),
+    *(ServingError, MlflowException, SQLAlchemyError, CommandError, OSError, NotPromoted, Unusable),
     *(Boto3Error, BotoCoreError, ClientError),  # without a tracking server in between we talk to S3 ourselves
 )
 

@@ -24,7 +24,7 @@ class Estimator(Protocol):
     """What `Family.make` gives: scikit-learn's habits, as far as they are needed."""
 
     def fit(self, inputs: Any, labels: np.ndarray) -> Any:
-        """Learn from the rows; returns the fitted model, as a rule itself."""
+        """Learn from the rows; returns the fitted model, as a rule itself. What comes pretrained learns nothing."""
 
 
 class Flavor(Protocol):
@@ -41,6 +41,15 @@ class Flavor(Protocol):
 
 
 @dataclass(frozen=True)
+class About:
+    """What people should know of a fitted model before they use it: said, logged, and written on its version."""
+
+    words: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Family:
     """What is particular to a family. All that has a default is that of a classifier made with scikit-learn."""
 
@@ -49,12 +58,21 @@ class Family:
     candidates: tuple[Params, ...]
     make: Callable[[Params, int], Estimator]  # one candidate's parameters and a seed: the same model at every call
     rules: tuple[Rule, ...]  # what the gate asks; the first also chooses the best candidate, the next break its ties
+    # Of the cross-validation of the candidates. 0: each candidate is judged once, on a part of the training rows that
+    # is kept aside for that; a single candidate not at all.
     folds: int = 5
     flavor: Flavor = field(default_factory=ScikitLearn)
     # Metrics by name, of what a model answered for the rows; must have each of the rules' metrics.
     measure: Callable[[Prediction, Rows, tuple[str, ...]], dict[str, float]] = classification
     # Pictures of the fitted model on the holdout, by file name.
     pictures: Callable[[Any, Data], dict[str, Figure]] = pictures.of_classifier
+    # The best candidate, not yet fitted, with what it learns from its trial: the rows that it was tried on, and what
+    # models that had not seen them answered. Not called for a single candidate without folds.
+    settle: Callable[[Estimator, Rows, Prediction], Estimator] = lambda estimator, *_: estimator
+    threads: int | None = None  # of OpenMP, while it is trained; None: as many as there are cores
+    # What there is to know of the fitted model beyond its metrics; None for nothing.
+    about: Callable[[Any], About | None] = lambda _: None
+    compiles: bool = True  # whether its versions may have a compiled form: those of scikit-learn
 
     def score(self, model: Any, rows: Rows, class_names: tuple[str, ...]) -> dict[str, float]:
         """The metrics of ``model`` on ``rows``."""

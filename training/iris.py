@@ -9,6 +9,7 @@ from sklearn.ensemble import RandomForestClassifier
 from training.data import Data, Rows
 from training.family import Family, Params
 from training.gate import Rule
+from training.options import Options
 
 
 def flowers() -> Data:
@@ -37,3 +38,8 @@ FAMILY = Family(
         Rule("log_loss", limit=0.4, tolerance=0.05, lower_is_better=True),
     ),
 )
+
+
+def family(_: Options) -> Family:
+    """The flowers have no options."""
+    return FAMILY

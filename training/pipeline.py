@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +14,24 @@ import mlflow
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from threadpoolctl import threadpool_limits
 
 from serving import drift, reference
 from serving.bundle import Compilation
 from serving.digest import folder_digest
 from serving.prepare import precompile
 from serving.registry import BREAKING_TAG, DEFAULT_ALIAS, DIGEST_TAG, LocalFiles, Ref, Version
+from serving.registry.moves import PASSED
 from serving.settings import Settings
 from serving.tensors import Classes, Signature
 from training import evaluation, provenance, tracking
 from training.data import Data
 from training.evaluation import Trial
 from training.failure import SURROUNDINGS, NotPromoted, brief
-from training.family import Family
+from training.family import About, Estimator, Family
 from training.gate import Contender, Verdict, judge
 from training.profile import profile
-from training.report import Report
+from training.report import Outcome, Report
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,14 @@ class Registered:
     digest: str  # of these files
 
 
-def train(family: Family, plan: Plan, settings: Settings, report: Report) -> bool:
-    """Train ``family``, register the version, and promote it if the gate lets it. Returns whether it may go live."""
+def train(family: Family, plan: Plan, settings: Settings, report: Report) -> Outcome:
+    """Train ``family``, register the version, and promote it if the gate lets it."""
+    with threadpool_limits(family.threads, user_api="openmp"):
+        return _train(family, plan, settings, report)
+
+
+def _train(family: Family, plan: Plan, settings: Settings, report: Report) -> Outcome:
+    began = time.monotonic()
     tracking.connect(settings, Ref(family.name, plan.alias))
     if plan.promote:
         _try_writing(settings.model_dir)
@@ -60,21 +69,27 @@ def train(family: Family, plan: Plan, settings: Settings, report: Report) -> boo
     tags = provenance.tags(data.digest)
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
         scratch = Path(folder)
-        model_id = _fit(family, plan, data, tags, report, scratch)
+        model_id, about = _fit(family, plan, data, tags, report, scratch)
         with report.busy("registering"):
-            new = _register(family, plan, model_id, tags, scratch / "new")
-            verdict = _judge(family, plan, data, new, scratch / "champion")
+            new = _register(family, plan, model_id, tags, about, scratch / "new")
+            contender, champion = _contenders(family, plan, data, new, scratch / "champion")
+            verdict = judge(family.rules, contender, champion, plan.breaking)
             tracking.set_tags(new.version, {"gate": str(verdict)})
         report.verdict(verdict)
         allowed = verdict.passed or plan.force
         if plan.promote and allowed:
-            _promote(family, plan, settings, new)
+            _promote(family, plan, settings, new, PASSED if verdict.passed else f"forced; {verdict}")
     report.end(_ending(plan, new, allowed), _places(plan, settings, new, allowed))
-    return allowed
+    measured = contender.metrics or {}
+    metrics = {rule.metric: measured[rule.metric] for rule in family.rules if rule.metric in measured}
+    short, seconds = _in_short(plan, verdict), time.monotonic() - began
+    return Outcome(family.name, str(new.version.version), allowed, short, metrics, seconds)
 
 
-def _fit(family: Family, plan: Plan, data: Data, tags: dict[str, str], report: Report, scratch: Path) -> str:
-    """Find the best candidate, fit it on all training rows and log it; returns its model id."""
+def _fit(
+    family: Family, plan: Plan, data: Data, tags: dict[str, str], report: Report, scratch: Path
+) -> tuple[str, About | None]:
+    """Find the best candidate, fit it on all training rows and log it; returns its model id, and what to know of it."""
     experiment_id = tracking.experiment(family.name).experiment_id
     with mlflow.start_run(experiment_id=experiment_id, tags=tags):
         tracking.log_dataset(data, family.name)
@@ -82,30 +97,43 @@ def _fit(family: Family, plan: Plan, data: Data, tags: dict[str, str], report: R
         best = evaluation.best(family, trials)
         report.candidates(trials, best)
         with report.busy("fitting and logging the best"):
-            model = family.make(best.params, plan.seed).fit(data.train.inputs, data.train.labels)
+            model = _estimator(family, best, plan.seed).fit(data.train.inputs, data.train.labels)
             metrics = family.score(model, data.holdout, data.class_names)
             report.holdout(metrics, len(data.holdout))
             mlflow.log_params({**best.params, "seed": plan.seed, "folds": family.folds})
             model_id = family.flavor.log(model, data.train.inputs, data.class_names)
+            if about := family.about(model):
+                report.about(about.words)
+                metrics = {**metrics, **about.metrics}
             mlflow.log_metrics(metrics, model_id=model_id)
             for name, figure in family.pictures(model, data).items():
                 mlflow.log_figure(figure, name)
             _log_reference(family, model, model_id, data, scratch)
             _log_profile(family, model, model_id, data, scratch)
-        with report.busy("compiling, and comparing over ten thousand rows"):
-            report.compiled(_log_compiled(model_id, scratch))
-    return model_id
+        if family.compiles:
+            with report.busy("compiling, and comparing over ten thousand rows"):
+                report.compiled(_log_compiled(model_id, scratch))
+    return model_id, about
+
+
+def _estimator(family: Family, best: Trial, seed: int) -> Estimator:
+    estimator = family.make(best.params, seed)
+    if best.rows is None or best.unseen is None:
+        return estimator
+    return family.settle(estimator, best.rows, best.unseen)
 
 
 def _try_candidates(family: Family, seed: int, data: Data, experiment_id: str, report: Report) -> list[Trial]:
-    """Cross-validate each candidate in a run of its own under the active one."""
+    """Try each candidate in a run of its own under the active one; one that has no other beside it needs no trial."""
+    if not evaluation.attempts(family):
+        return [Trial(family.candidates[0])]
     trials = []
     with report.progress() as progress:
-        task = progress.add_task(family.name, total=len(family.candidates) * family.folds)
+        task = progress.add_task(family.name, total=evaluation.attempts(family))
         for params in family.candidates:
             title = ", ".join(f"{name}={value}" for name, value in params.items())
             with mlflow.start_run(experiment_id=experiment_id, run_name=title, nested=True):
-                trial = evaluation.cross_validate(family, params, data, seed, lambda: progress.advance(task))
+                trial = evaluation.attempt(family, params, data, seed, lambda: progress.advance(task))
                 mlflow.log_params({**params, "seed": seed, "folds": family.folds})
                 spread = {f"{rule.metric}_std": trial.spread(rule.metric) for rule in family.rules}
                 mlflow.log_metrics(trial.metrics | spread)
@@ -144,20 +172,25 @@ def _log_compiled(model_id: str, scratch: Path) -> Compilation | str:
     return outcome
 
 
-def _register(family: Family, plan: Plan, model_id: str, tags: dict[str, str], into: Path) -> Registered:
-    version = tracking.register(model_id, family.name, tags)
+def _register(
+    family: Family, plan: Plan, model_id: str, tags: dict[str, str], about: About | None, into: Path
+) -> Registered:
+    version = tracking.register(model_id, family.name, tags | dict(about.tags if about else {}))
+    if about:
+        tracking.describe(version, about.words)
     files = tracking.fetch(version, into)
     digest = folder_digest(files)
     tracking.set_tags(version, {DIGEST_TAG: digest} | ({BREAKING_TAG: "true"} if plan.breaking else {}))
     return Registered(version, files, digest)
 
 
-def _judge(family: Family, plan: Plan, data: Data, new: Registered, scratch: Path) -> Verdict:
-    """Measure the new version and the one behind the alias on the same rows, each from the files in the store."""
+def _contenders(
+    family: Family, plan: Plan, data: Data, new: Registered, scratch: Path
+) -> tuple[Contender, Contender | None]:
+    """The new version and the one behind the alias, measured on the same rows, each from the files in the store."""
     contender = _contender(family, data, new.version, lambda: new.files)
     holder = tracking.behind(family.name, plan.alias)
-    champion = _contender(family, data, holder, lambda: tracking.fetch(holder, scratch)) if holder else None
-    return judge(family.rules, contender, champion, plan.breaking)
+    return contender, _contender(family, data, holder, lambda: tracking.fetch(holder, scratch)) if holder else None
 
 
 def _contender(family: Family, data: Data, version: ModelVersion, files: Callable[[], Path]) -> Contender:
@@ -173,13 +206,14 @@ def _contender(family: Family, data: Data, version: ModelVersion, files: Callabl
     return Contender(str(version.version), metrics, signature)
 
 
-def _promote(family: Family, plan: Plan, settings: Settings, new: Registered) -> None:
+def _promote(family: Family, plan: Plan, settings: Settings, new: Registered, gate: str) -> None:
     try:
         _publish(family, plan, settings, new)  # before the alias: when the disk is full it has not moved
-        tracking.move(plan.alias, new.version)
+        before = tracking.move(plan.alias, new.version)
     except SURROUNDINGS as err:
         title = f"{family.name} version {new.version.version}"
         raise NotPromoted(f"{title} is registered, but was not promoted: {brief(err)}") from err
+    tracking.record(plan.alias, new.version, before, gate)
 
 
 def _publish(family: Family, plan: Plan, settings: Settings, new: Registered) -> None:
@@ -210,6 +244,12 @@ def _ending(plan: Plan, new: Registered, allowed: bool) -> str:
     if not allowed:
         return f"{title} is registered; {plan.alias} stays where it was. To promote it nevertheless: --force"
     return f"{title} is now {plan.alias}." if plan.promote else f"{title} is registered, and was not to be promoted."
+
+
+def _in_short(plan: Plan, verdict: Verdict) -> str:
+    if not verdict.passed:
+        return f"{plan.alias}, by force" if plan.force and plan.promote else str(verdict)
+    return plan.alias if plan.promote else "no: it was not to be"
 
 
 def _places(plan: Plan, settings: Settings, new: Registered, allowed: bool) -> dict[str, str]:

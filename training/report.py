@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +15,18 @@ from serving.bundle import Compilation
 from training.evaluation import Trial
 from training.family import Family
 from training.gate import Metrics, Verdict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training a family ended, in short."""
+
+    family: str
+    version: str  # empty where none was registered
+    allowed: bool  # whether it may go live
+    promoted: str  # to which alias, or why to none
+    metrics: Metrics  # those that the gate asked for
+    seconds: float
 
 
 class Report:
@@ -39,17 +52,25 @@ class Report:
         return self._console.status(f"{self._family.name}: {what} ...")
 
     def candidates(self, trials: Sequence[Trial], best: Trial) -> None:
-        """The candidates side by side; the best is marked."""
-        common = {name: value for name, value in best.params.items() if all(t.params[name] == value for t in trials)}
-        title = ", ".join([f"{self._family.folds}-fold cross-validation", *(f"{n} {v}" for n, v in common.items())])
+        """The candidates side by side; the best is marked. Nothing of one that was not tried."""
+        if not best.folds:
+            return
+        common = {name: v for name, v in best.params.items() if all(t.params.get(name) == v for t in trials)}
+        folds = self._family.folds
+        how = f"{folds}-fold cross-validation" if folds else "judged on a part of the training rows"
+        title = ", ".join([how, *(f"{n} {v}" for n, v in common.items())])
         table = Table(title=title, title_justify="left", title_style="")
         table.add_column("")
-        for name in (name for name in best.params if name not in common):
+        columns = [name for name in best.params if name not in common and all(name in t.params for t in trials)]
+        own = [", ".join(f"{n} {v}" for n, v in t.params.items() if n not in {*columns, *common}) for t in trials]
+        for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
+        if any(own):
+            table.add_column("with")
         for rule in self._family.rules:
-            table.add_column(rule.metric, justify="right", no_wrap=True)
-        for trial in trials:
-            values = (str(value) for name, value in trial.params.items() if name not in common)
+            table.add_column(rule.metric, justify="right", overflow="fold", min_width=len("0.9667 ± 0.021"))
+        for trial, words in zip(trials, own, strict=True):
+            values = (*(str(trial.params[name]) for name in columns), *([words] if any(own) else []))
             scores = (f"{trial.metrics[r.metric]:.4f} ± {trial.spread(r.metric):.3f}" for r in self._family.rules)
             chosen = trial is best
             table.add_row("best" if chosen else "", *values, *scores, style="bold green" if chosen else "")
@@ -60,6 +81,10 @@ class Report:
         """The best, refitted, on rows that no candidate has seen."""
         shown = ", ".join(f"{rule.metric} {metrics[rule.metric]:.4f}" for rule in self._family.rules)
         self._line(f"Holdout, {rows} rows: {shown}")
+
+    def about(self, words: str) -> None:
+        """What to know of the model before it is used: weights, precision, agreement."""
+        self._line(f"[bold]{escape(words)}")
 
     def compiled(self, outcome: Compilation | str) -> None:
         """What serves it: kernels, or scikit-learn itself."""
@@ -82,6 +107,19 @@ class Report:
         self._line(f"[bold]{escape(sentence)}")
         for name, place in places.items():
             self._line(f"  {name:<12} {escape(place)}")
+
+    @staticmethod
+    def summary(console: Console, outcomes: Sequence[Outcome]) -> None:
+        """All families in one table."""
+        table = Table(title="All families", title_justify="left", title_style="")
+        for name in ("family", "version", "promoted", "metrics on the holdout", "seconds"):
+            table.add_column(name, justify="right" if name == "seconds" else "left", overflow="fold")
+        for outcome in outcomes:
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
+            texts = map(escape, (outcome.family, outcome.version, outcome.promoted, metrics))
+            table.add_row(*texts, f"{outcome.seconds:.0f}", style="" if outcome.allowed else "red")
+        console.print()
+        console.print(table)
 
     def _line(self, text: str) -> None:
         # Never broken in the middle: an id or a path must be whole to be copied.

@@ -19,6 +19,7 @@ from serving.kernels.ensembles import (
     Probabilities,
     Sigmoid,
     Steps,
+    Thresholded,
 )
 from serving.kernels.models import Classifier
 
@@ -90,6 +91,19 @@ def _decision(model: Kernel) -> Kernel:
     raise NotCompiled(f"there is no kernel for the decision function of {type(model).__name__}")
 
 
+def thresholded(estimator: Any) -> Kernel:
+    """FixedThresholdClassifier over probabilities, the model's own; without a label, of the second class."""
+    if estimator.response_method == "decision_function":
+        raise NotCompiled("FixedThresholdClassifier over a decision function")
+    inner = getattr(estimator, "estimator_", estimator.estimator)
+    if not hasattr(inner, "predict_proba"):
+        raise NotCompiled("FixedThresholdClassifier over a model without probabilities")
+    labels = tuple(inner.classes_.tolist())
+    positive = 1 if estimator.pos_label is None else labels.index(estimator.pos_label)
+    threshold = 0.5 if estimator.threshold == "auto" else float(estimator.threshold)
+    return Thresholded(build(inner), labels, positive, threshold)
+
+
 def frozen(estimator: Any) -> Kernel:
     """FrozenEstimator is the model in it."""
     return build(estimator.estimator)
@@ -99,5 +113,6 @@ BUILDERS = {
     "VotingClassifier": voting_classifier,
     "VotingRegressor": voting_regressor,
     "CalibratedClassifierCV": calibrated,
+    "FixedThresholdClassifier": thresholded,
     "FrozenEstimator": frozen,
 }

@@ -36,6 +36,25 @@ class Decision:
 
 
 @kernel
+class Thresholded:
+    """A classifier of two classes that names the one at position ``positive`` where its probability is large enough."""
+
+    model: Kernel
+    labels: tuple[Any, ...]
+    positive: int
+    threshold: float  # the least probability of it
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return labels_of(self.labels)
+
+    def __call__(self, table: Table) -> Prediction:
+        chances: np.ndarray = self.model(table).probabilities
+        enough = chances[:, self.positive] >= self.threshold
+        return Prediction(self._labels[np.where(enough, self.positive, 1 - self.positive)], chances)
+
+
+@kernel
 class MeanProbabilities:
     """The class with the largest of the members' weighted mean probabilities. ``weights``: one each, or None."""
 
