@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from serving import notes
 from serving.digest import file_sha256
 from serving.tensors import Classes, Field, Signature
 
-FORMAT = 6
+FORMAT = 7
 
 installed_version = cache(version)  # what a process has imported does not change either
 
@@ -81,6 +82,8 @@ class Bundle:
     batching: bool = False  # whether callers gain when they are answered together
     outputs: tuple[Field, ...] = ()  # of its answers, by `tensors.by_name`; empty where it had no rows to answer
     pyfunc: dict[str, Any] | None = None  # how MLflow itself would call it: {"loader", "predict_fn", "params"}
+    variant: dict[str, Any] | None = None  # how a deep model was made: {"precision", "agreement", "weights", …}
+    threshold: float | None = None  # the least probability at which the second of two classes is what it answers
 
     def proof_as_json(self) -> dict[str, Any]:
         """For people: of a compiled version the comparison with scikit-learn, else the one with its own record."""
@@ -115,6 +118,8 @@ def write(bundle: Bundle, into: Path) -> Bundle:
         "batching": bundle.batching,
         "outputs": [field.as_json() for field in bundle.outputs],
         "pyfunc": bundle.pyfunc,
+        "variant": bundle.variant,
+        "threshold": bundle.threshold,
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(files.items())
         },
@@ -125,6 +130,23 @@ def write(bundle: Bundle, into: Path) -> Bundle:
     into.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(into, ignore_errors=True)
     bundle.folder.rename(into)
+    _sync(into.parent)
+    return read(into)
+
+
+def copy(bundle: Bundle, into: Path) -> Bundle:
+    """The same bundle at ``into``, on the same file system; its files are shared, because nobody ever writes to them.
+
+    Raises OSError.
+    """
+    into.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".prepare-", dir=into.parent))
+    try:
+        shutil.copytree(bundle.folder, work / "bundle", copy_function=os.link)
+        shutil.rmtree(into, ignore_errors=True)
+        (work / "bundle").rename(into)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     _sync(into.parent)
     return read(into)
 
@@ -166,6 +188,8 @@ def _read(folder: Path, content: dict[str, Any], verify: bool) -> Bundle:
         batching=content["batching"],
         outputs=tuple(map(Field.from_json, content["outputs"])),
         pyfunc=content["pyfunc"],
+        variant=content["variant"],
+        threshold=content["threshold"],
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from serving.errors import VersionRefused
+from serving.tensors import Classes
 
 
 def read(folder: Path) -> Mapping[str, Any]:
@@ -46,6 +48,20 @@ def pyfunc(model: Mapping[str, Any]) -> dict[str, Any] | None:
         "predict_fn": flavor.get("predict_fn"),
         "params": _schema(model, "params"),
     }
+
+
+def threshold(model: Mapping[str, Any], classes: Classes | None) -> float | None:
+    """The least probability at which it answers the second of its two ``classes``, where its metadata says so.
+
+    ``{"threshold": number, "positive_class": name}``; None where they speak of anything else.
+    """
+    metadata = model.get("metadata") or {}
+    found = metadata.get("threshold")
+    if not isinstance(found, (int, float)) or isinstance(found, bool) or not math.isfinite(found):
+        return None
+    if classes is None or len(classes.names) != 2 or metadata.get("positive_class") != classes.names[1]:
+        return None
+    return float(found)
 
 
 def _schema(model: Mapping[str, Any], part: str) -> list[dict[str, Any]]:

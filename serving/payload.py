@@ -17,10 +17,10 @@ JSON_TYPES = frozenset(
 )
 
 
-def check_media() -> None:
-    """Raises `UnsupportedMediaType` unless Flask's request says that its body is plain JSON, or says nothing."""
+def check_media(also: str | None = None) -> None:
+    """Raises `UnsupportedMediaType` unless Flask's request says that its body is plain JSON, ``also``, or nothing."""
     kind = request.mimetype
-    if kind and kind != JSON and not kind.endswith("+json"):
+    if kind and kind not in (JSON, also) and not kind.endswith("+json"):
         raise UnsupportedMediaType(f"the body's type is {kind[:80]}; send Content-Type: application/json")
     if request.content_encoding:
         raise UnsupportedMediaType(f"the body is encoded ({request.content_encoding[:40]}); send it as plain JSON")

@@ -30,7 +30,7 @@ from serving.digest import folder_digest
 from serving.errors import RegistryUnreachable, ServingError, VersionRefused
 from serving.kernels.masks import Masks
 from serving.registry import Auth, Version
-from serving.runtimes import FLAVORS, Predictor, compiled, runtime
+from serving.runtimes import CONVERTING, Predictor, compiled, runtime
 from serving.runtimes import sklearn as native_runtime
 from serving.tensors import Batch, Classes, Description, Field, Prediction, Signature, by_name, described
 from serving.transforms import tabular
@@ -71,6 +71,7 @@ class Form:
     cost: Cost | None
     outputs: tuple[Field, ...]
     pyfunc: dict[str, Any] | None
+    threshold: float | None
 
 
 def prepare(job: Job, auth: Auth) -> Bundle:
@@ -99,9 +100,11 @@ def prepare(job: Job, auth: Auth) -> Bundle:
         compilation=form.compilation,
         native=form.native,
         cost=form.cost.as_json() if form.cost else None,
-        batching=form.cost is not None and pays(form.cost),
+        batching=form.cost is not None and pays(form.cost) and form.runtime != "image",
         outputs=form.outputs,
         pyfunc=form.pyfunc,
+        variant=None if form.description.variant is None else dict(form.description.variant),
+        threshold=form.threshold,
     )
     return bundles.write(made, Path(job.into))
 
@@ -125,7 +128,7 @@ def precompile(artifacts: Path, into: Path) -> Compilation | str:
 def _form(artifacts: Path, folder: Path) -> Form:
     """Leave in ``folder`` what answers for the version in ``artifacts``, and have it prove itself."""
     model = mlmodel.read(artifacts)
-    name, compilation, native = _choose_runtime(model), None, None
+    name, compilation, native = _choose_runtime(model, artifacts), None, None
     model_file = native_runtime.file_of(model, artifacts) if name == "sklearn" else None
     if brought := precompiled.read(artifacts, model_file, folder):
         name, (description, compilation) = "compiled", brought
@@ -133,8 +136,8 @@ def _form(artifacts: Path, folder: Path) -> Form:
     else:
         description, predictor = _convert(name, model, artifacts, folder)
     signature, classes = description.signature, description.classes
-    proof, reference_rows = _prove(artifacts, signature, predictor)
-    example = _example(artifacts, signature)
+    proof, reference_rows = _prove(artifacts, signature, predictor, description.tolerance)
+    example = _example(artifacts, signature) or ({"features": [description.example]} if description.example else None)
     example_rows = _answer(example, signature, classes, predictor)
     known = [batch for batch in (example_rows, reference_rows) if batch is not None]
     if name == "sklearn":
@@ -143,7 +146,8 @@ def _form(artifacts: Path, folder: Path) -> Form:
         name, predictor = "compiled", compiled.load(folder)
     outputs = _outputs(predictor, known, description.output or mlmodel.only_output(model) or OUTPUT)
     cost = _cost(predictor, known)
-    return Form(name, description, proof, example, compilation, native, cost, outputs, mlmodel.pyfunc(model))
+    called, threshold = mlmodel.pyfunc(model), mlmodel.threshold(model, classes)
+    return Form(name, description, proof, example, compilation, native, cost, outputs, called, threshold)
 
 
 def _check_digest(version: Version, artifacts: Path) -> str:
@@ -158,9 +162,9 @@ def _check_digest(version: Version, artifacts: Path) -> str:
     return found
 
 
-def _choose_runtime(model: Mapping[str, Any]) -> str:
-    for name in FLAVORS:
-        if runtime(name).FLAVOR in model["flavors"]:
+def _choose_runtime(model: Mapping[str, Any], artifacts: Path) -> str:
+    for name in CONVERTING:
+        if runtime(name).serves(model, artifacts):
             return name
     flavors = ", ".join(model["flavors"]) or "none"
     raise VersionRefused(f"no runtime serves its flavors ({flavors})", reason="unknown_flavor")
@@ -191,8 +195,14 @@ def _cost(predictor: Predictor, known: list[Batch]) -> Cost | None:
     return None
 
 
-def _prove(artifacts: Path, signature: Signature, predictor: Predictor) -> tuple[Proof, Batch | None]:
-    """Compare the answers to the reference rows with those on record. Raises `VersionRefused` when they differ."""
+def _prove(
+    artifacts: Path, signature: Signature, predictor: Predictor, rounding: float | None = None
+) -> tuple[Proof, Batch | None]:
+    """Compare the answers to the reference rows with those on record. Raises `VersionRefused` when they differ.
+
+    With ``rounding``, the tolerance of a deep model, two classes that lie within it of each other may change places.
+    """
+    tolerance = TOLERANCE if rounding is None else rounding
     path = reference.find(artifacts)
     if path is None:
         return Proof(0, None, None, "the version has no reference rows"), None
@@ -203,13 +213,21 @@ def _prove(artifacts: Path, signature: Signature, predictor: Predictor) -> tuple
         return Proof(0, None, None, "pyarrow is not installed, so the reference rows were not read"), None
     except Exception as err:
         raise VersionRefused(f"its reference rows cannot be used: {_words(err)}", reason="proof_failed") from err
-    difference = largest_difference(recorded, _predict(predictor, batch))
-    if difference > TOLERANCE:
+    got = _predict(predictor, batch)
+    if rounding is not None:
+        recorded, got = _chances(recorded), _chances(got)
+    difference = largest_difference(recorded, got)
+    if difference > tolerance:
         raise VersionRefused(
-            f"its answers differ from those on record by {difference:.3g}, allowed is {TOLERANCE:g}",
+            f"its answers differ from those on record by {difference:.3g}, allowed is {tolerance:g}",
             reason="proof_failed",
         )
-    return Proof(batch.rows, difference, TOLERANCE), batch
+    return Proof(batch.rows, difference, tolerance), batch
+
+
+def _chances(prediction: Prediction) -> Prediction:
+    """Probabilities, of which labels are only the largest; where there are none, the answer as it is."""
+    return prediction if prediction.probabilities is None else Prediction(prediction.probabilities)
 
 
 def _compile(

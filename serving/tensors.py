@@ -145,8 +145,8 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """What the arrays take in memory; of texts only their places."""
-        return self.block.nbytes if self.block is not None else sum(column.nbytes for column in self._columns or ())
+        """What the arrays take in memory, and the texts and binary values in them."""
+        return self.block.nbytes if self.block is not None else sum(map(_size, self._columns or ()))
 
     @property
     def columns(self) -> Sequence[np.ndarray]:
@@ -159,6 +159,12 @@ class Batch:
     def column(self, name: str) -> np.ndarray:
         """The column called ``name``. Raises ValueError when there is none."""
         return self.columns[self.names.index(name)]
+
+
+def _size(column: np.ndarray) -> int:
+    if column.dtype != object:
+        return column.nbytes
+    return column.nbytes + sum(len(value) for value in column.flat if isinstance(value, (bytes, str)))
 
 
 class Own(NamedTuple):
@@ -184,12 +190,14 @@ class Prediction:
 
     For a classifier ``values`` are the model's own labels. A model with several outputs has them all in ``named``, and
     the first of them in ``values``. ``own`` is None where the model answered with the plain list of ``values``.
+    ``tokens`` are those of each row, where the model takes texts apart into tokens.
     """
 
     values: np.ndarray
     probabilities: np.ndarray | None = None
     named: Mapping[str, np.ndarray] | None = None
     own: Own | None = None
+    tokens: np.ndarray | None = None
 
 
 def by_name(prediction: Prediction, name: str) -> dict[str, np.ndarray]:
@@ -243,3 +251,6 @@ class Description:
     classes: Classes | None = None
     libraries: tuple[str, ...] = ()  # distributions whose exact version the converted form depends on
     output: str | None = None  # how the model calls its only output
+    tolerance: float | None = None  # of the proof, where answers are as good as the processor rounds them
+    variant: Mapping[str, Any] | None = None  # how it was made, for people; ``top_k``: how many classes it names
+    example: Any = None  # a row that any such model answers, where the version has none

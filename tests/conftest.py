@@ -19,7 +19,7 @@ import pytest
 import requests
 from flask import Flask
 from flask.testing import FlaskClient
-from served import environment, free_port, publish, running, settings_of
+from served import DEEP_LIMITS, environment, free_port, publish, running, settings_of
 from werkzeug.serving import make_server
 
 from serving.settings import ROOT
@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "done").exists():
             publish(home)
-            with running(settings_of(home, models=("iris", "prices", "texts"))) as app:
+            with running(settings_of(home, models=("iris", "prices", "texts", "pictures", "sentences"))) as app:
                 _await_ready(app)
             (home / "done").touch()
     return home
@@ -59,6 +59,17 @@ def texts_app(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     home = tmp_path_factory.mktemp("texts")
     shutil.copytree(prepared / "state", home / "state")
     with running(settings_of(home, models=("iris", "texts"), model_dir=prepared / "models")) as app:
+        _await_ready(app)
+        yield app
+
+
+@pytest.fixture(scope="session")
+def deep_app(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    """A service in this process of ``pictures`` and ``sentences``, versions 2 and 5, whose limits small bodies hit."""
+    home = tmp_path_factory.mktemp("deep")
+    shutil.copytree(prepared / "state", home / "state")
+    models = ("pictures", "sentences", "iris")
+    with running(settings_of(home, models=models, model_dir=prepared / "models", **DEEP_LIMITS)) as app:
         _await_ready(app)
         yield app
 
@@ -93,6 +104,14 @@ def service_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def texts_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where ``python app.py``, with one worker, serves what `texts_app` does."""
     with _process(prepared, tmp_path_factory.mktemp("process"), models=("iris", "texts")) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def deep_port(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where ``python app.py``, with one worker, serves what `deep_app` does."""
+    models = ("pictures", "sentences", "iris")
+    with _process(prepared, tmp_path_factory.mktemp("process"), models=models, **DEEP_LIMITS) as port:
         yield port
 
 

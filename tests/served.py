@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from senses import save_pictures, save_sentences
 from texts import save_texts
 
 from app import create_app
@@ -20,6 +21,7 @@ from serving.settings import Settings, names
 
 MAX_BODY_BYTES = 2000
 MAX_ROWS = 100
+DEEP_LIMITS = {"max_image_pixels": 10_000, "max_images": 3, "max_text_characters": 100, "max_texts": 3}
 
 
 def settings_of(home: Path, **changed: Any) -> Settings:
@@ -73,6 +75,8 @@ def publish(home: Path) -> None:
     _save(home, "iris", "1", *_iris())
     _save(home, "prices", "7", *_prices())
     _publish(home, "texts", "3", save_texts(home / "saved" / "texts"))
+    _publish(home, "pictures", "2", save_pictures(home / "saved" / "pictures"))
+    _publish(home, "sentences", "5", save_sentences(home / "saved" / "sentences"))
 
 
 def _publish(home: Path, name: str, version: str, folder: Path) -> None:

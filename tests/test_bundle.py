@@ -72,6 +72,7 @@ def test_it_reads_back_as_it_was_written(unsealed: Bundle, tmp_path: Path) -> No
         {"digest_recorded": False, "source": "local"},
         {"outputs": (Field("label", "int64"), Field("probabilities", "float64", shape=(3,)))},
         {"pyfunc": {"loader": "mlflow.sklearn", "predict_fn": "predict", "params": []}},
+        {"threshold": 0.0625},
     ],
     ids=lambda change: next(iter(change)),
 )

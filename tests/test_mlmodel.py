@@ -9,6 +9,7 @@ import pytest
 
 from serving import mlmodel
 from serving.errors import VersionRefused
+from serving.tensors import Classes
 
 PARAMS = '[{"name": "top_k", "type": "long", "default": 3, "shape": null}]'
 
@@ -62,3 +63,32 @@ def test_the_name_of_the_only_output(outputs: str | None, name: str | None) -> N
 
 def test_without_a_signature() -> None:
     assert mlmodel.only_output({"flavors": {}, "signature": None}) is None
+
+
+CLASSES = Classes((0, 1), ("legitimate", "fraud"))
+
+
+def test_the_threshold_of_the_second_class() -> None:
+    metadata = {"threshold": 0.25, "positive_class": "fraud"}
+    assert mlmodel.threshold({"metadata": metadata}, CLASSES) == 0.25
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {},
+        {"threshold": 0.25},
+        {"threshold": 0.25, "positive_class": "legitimate"},
+        {"threshold": "0.25", "positive_class": "fraud"},
+        {"threshold": True, "positive_class": "fraud"},
+        {"threshold": float("nan"), "positive_class": "fraud"},
+    ],
+)
+def test_a_threshold_that_says_nothing_is_none(metadata: dict[str, Any] | None) -> None:
+    assert mlmodel.threshold({"metadata": metadata}, CLASSES) is None
+
+
+@pytest.mark.parametrize("classes", [None, Classes((0, 1, 2), ("a", "fraud", "c"))])
+def test_a_threshold_is_for_two_classes(classes: Classes | None) -> None:
+    assert mlmodel.threshold({"metadata": {"threshold": 0.25, "positive_class": "fraud"}}, classes) is None

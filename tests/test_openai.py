@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 from texts import ENDLESS, EXAMPLE, WORDS
 
 from serving.errors import InvalidInput, ModelFailed, ModelNotReady, ServingError
+from serving.live import Live
 from serving.protocols.openai import OpenAI, WrongParam, _base64, _vectors, read, text_model
-from serving.store import Live
 from serving.tensors import Field, Signature
 
 TEXT = Field("text", "string")

@@ -15,9 +15,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from samples import CLASS_NAMES
 
 from serving import openapi, pages
+from serving.live import Live
 from serving.openapi import types
 from serving.openapi.models import Model, keyed
-from serving.store import Live
 from serving.tensors import Field, Signature
 
 POSTS = {

@@ -23,6 +23,8 @@ class Version:
     """What a wording looks at of a live version."""
 
     classes: Classes | None
+    threshold: float | None = None
+    variant: dict[str, Any] | None = None
     name: str = "m"
     version: str = "1"
     alias: str | None = None
@@ -54,6 +56,21 @@ def test_classes(labels: tuple[Any, ...], names: tuple[str, ...], kind: Any) -> 
     wording: Any = Wording(Version(Classes(labels, names)))  # type: ignore[arg-type]
     prediction = Prediction(np.array(labels, dtype=object)[np.arange(ROWS) % 3], CHANCES.astype(kind))
     assert together(wording, prediction) == singly(wording, prediction)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_a_threshold_is_said_with_the_score_that_it_is_about(kind: Any) -> None:
+    wording: Any = Wording(Version(Classes((0, 1), ("no", "100 % yes")), 0.07))  # type: ignore[arg-type]
+    chances = np.random.default_rng(0).dirichlet([3, 0.3], ROWS).astype(kind)
+    chances[0], chances[1] = [1, 0], [np.nan, 0.1]
+    prediction = Prediction((chances[:, 1] >= 0.07).astype(np.int64), chances)
+    assert together(wording, prediction) == singly(wording, prediction)
+    rows = orjson.loads(together(wording, prediction))
+    assert list(rows[0]) == ["class_id", "class_name", "confidence", "score", "threshold", "probabilities"]
+    for row, answered in zip(rows, prediction.values.tolist(), strict=True):
+        assert row["score"] == row["probabilities"]["100 % yes"]
+        assert row["threshold"] == 0.07
+        assert (row["score"] >= row["threshold"]) == bool(answered) == (row["class_name"] == "100 % yes")
 
 
 def test_labels_alone() -> None:

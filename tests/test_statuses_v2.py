@@ -35,7 +35,7 @@ REFUSED = [
     (404, "POST", "/v2/models/iris/versions/99/infer", {"json": ROW}),
     (404, "GET", "/v2/models/tulips", {}),
     (404, "GET", "/v2/models/tulips/ready", {}),
-    (404, "POST", "/v2/repository/models/tulips/load", {}),
+    (404, "POST", "/v2/repository/models/~tulips/load", {}),
     (404, "POST", "/v2/repository/models/tulips/unload", {}),
     (404, "GET", "/v2/../etc/passwd", {}),
     (405, "GET", INFER, {}),

@@ -1,7 +1,8 @@
 """Frozen wire behaviour: each ``wire/<protocol>/<case>.request.json`` is answered with its ``<case>.response.json``.
 
 A request has ``method``, ``path``, maybe ``headers``, and ``body`` (sent as JSON) or ``raw`` (a text, sent as it is).
-``base64`` is binary data behind the JSON of ``body``, of a request as of a response.
+``base64`` is binary data behind the JSON of ``body``, of a request as of a response. ``form`` is a list of parts with
+``name``, ``text`` or ``base64``, and for files a ``filename``.
 A response has ``status`` and ``body``, and those ``headers`` that matter for the case. `PLACEHOLDERS` in a response
 stand for what differs from call to call.
 """
@@ -23,8 +24,11 @@ from werkzeug.test import Client
 
 WIRE = Path(__file__).with_name("wire")
 CASES = sorted(str(path.relative_to(WIRE)).removesuffix(".request.json") for path in WIRE.glob("*/*.request.json"))
-TEXTS = "openai/"  # cases for a service that has a model of texts
+TEXTS, DEEP = "openai/", "deep/"  # cases for a service that has a model of texts, and for one of deep models
+LANE = ("simple/", "mlflow/", "v2/", TEXTS, DEEP)
 ROUNDS = 3
+APPS = {"service": "app", "texts": "texts_app", "deep": "deep_app"}
+BOUNDARY = "a-line-between-parts"
 BINARY = "Inference-Header-Content-Length"  # says where binary data begin
 
 PLACEHOLDERS = {
@@ -47,14 +51,14 @@ class Answer:
     data: bytes
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("simple/", "mlflow/", "v2/", TEXTS))])
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(LANE)])
 def test_the_lane_and_flask_answer_alike(
     case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last byte, with the same headers in the same order; ids are held still for the comparison."""
     monkeypatch.setattr("serving.service.prediction_id", lambda _: "019aa6f0-5b5e-7c1e-9d3c-0f4f6f2f9a51")
     monkeypatch.setattr("serving.telemetry.random_id", lambda: bytes(16))
-    app: Flask = request.getfixturevalue("texts_app" if case.startswith(TEXTS) else "app")
+    app: Flask = request.getfixturevalue(APPS[service_of(case)])
     path, method, data, headers = parts(read(case, "request"))
     past, through = (
         Client(wsgi).open(path, method=method, data=data, headers=headers) for wsgi in (app.wsgi_app, app.wsgi_app.app)
@@ -66,17 +70,22 @@ def test_the_lane_and_flask_answer_alike(
 
 @pytest.mark.parametrize("case", CASES)
 def test_case(case: str, request: pytest.FixtureRequest) -> None:
-    app: Flask = request.getfixturevalue("texts_app" if case.startswith(TEXTS) else "app")
+    app: Flask = request.getfixturevalue(APPS[service_of(case)])
     path, method, data, headers = parts(read(case, "request"))
     got = app.test_client().open(path, method=method, data=data, headers=headers)
     check(case, Answer(got.status_code, got.headers, got.data))
 
 
-@pytest.mark.parametrize(("port", "of_texts"), [("service_port", False), ("texts_port", True)])
-def test_all_over_one_connection(port: str, of_texts: bool, request: pytest.FixtureRequest) -> None:
+def service_of(case: str) -> str:
+    """The service that a case is for, as its fixtures begin."""
+    return {TEXTS: "texts", DEEP: "deep"}.get(case.partition("/")[0] + "/", "service")
+
+
+@pytest.mark.parametrize("service", ["service", "texts", "deep"])
+def test_all_over_one_connection(service: str, request: pytest.FixtureRequest) -> None:
     """Under gunicorn, kept alive: no answer leaves anything behind that the next request stumbles over."""
-    connection = http.client.HTTPConnection("127.0.0.1", request.getfixturevalue(port), timeout=20)
-    for case in [case for case in CASES if case.startswith(TEXTS) == of_texts] * ROUNDS:
+    connection = http.client.HTTPConnection("127.0.0.1", request.getfixturevalue(f"{service}_port"), timeout=20)
+    for case in [case for case in CASES if service_of(case) == service] * ROUNDS:
         path, method, data, headers = parts(read(case, "request"))
         connection.request(method, path, data, headers)
         got = connection.getresponse()
@@ -105,8 +114,22 @@ def parts(request: dict[str, Any]) -> tuple[str, str, bytes | None, dict[str, st
             headers.setdefault(BINARY, str(len(data)))
             data += base64.b64decode(request["base64"])
         return request["path"], request["method"], data, headers
+    if "form" in request:
+        headers.setdefault("Content-Type", f"multipart/form-data; boundary={BOUNDARY}")
+        return request["path"], request["method"], form(request["form"]), headers
     data = request["raw"].encode() if "raw" in request else None
     return request["path"], request["method"], data, headers
+
+
+def form(parts: list[dict[str, str]]) -> bytes:
+    """A body of type multipart/form-data."""
+    lines = []
+    for part in parts:
+        file = f'; filename="{part["filename"]}"' if "filename" in part else ""
+        content = base64.b64decode(part["base64"]) if "base64" in part else part["text"].encode()
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{part["name"]}"{file}\r\n\r\n'
+        lines.append(head.encode() + content + b"\r\n")
+    return b"".join(lines) + f"--{BOUNDARY}--\r\n".encode()
 
 
 def check(case: str, got: Answer) -> None:

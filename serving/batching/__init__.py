@@ -46,6 +46,7 @@ def part(prediction: Prediction, rows: slice) -> Prediction:
         None if probabilities is None else probabilities[rows],
         None if named is None else {name: values[rows] for name, values in named.items()},
         None if own is None else Own(own.form, {name: values[rows] for name, values in own.columns.items()}),
+        None if prediction.tokens is None else prediction.tokens[rows],
     )
 
 

@@ -15,11 +15,11 @@ from flask import Blueprint, Response, request
 
 from serving.answers import JSON, dumps
 from serving.errors import ModelNotReady
+from serving.live import Live
 from serving.openapi import mlflow, openai, ops, simple, v2
 from serving.openapi.models import Model, keyed
 from serving.openapi.parts import HEADERS
 from serving.service import Service
-from serving.store import Live
 
 PATH = "/openapi.json"
 TITLE = "mlflow-live"

@@ -71,6 +71,8 @@ def _models(models: Sequence[Model]) -> dict[str, Any]:
         "/models/{model}": {"get": _info("info_model", named)},
         "/model/drift": {"get": _drift("drift", [])},
         "/models/{model}/drift": {"get": _drift("drift_model", named)},
+        "/model/compare": {"get": _compare("compare", [])},
+        "/models/{model}/compare": {"get": _compare("compare_model", named)},
         "/model/reload": {"post": _reload("reload", [])},
         "/models/{model}/reload": {"post": _reload("reload_model", named)},
     }
@@ -84,6 +86,17 @@ def _info(name: str, where: list[Schema]) -> Schema:
 def _drift(name: str, where: list[Schema]) -> Schema:
     done = {"200": answer("By feature and output.", ref("Drift")), **errors(ERROR, (404, 500, 503))}
     return operation(name, TAG, "How far the rows lie from training", done, parameters=where)
+
+
+def _compare(name: str, where: list[Schema]) -> Schema:
+    done = {"200": answer("Side by side.", ref("Comparison")), **errors(ERROR, (400, 404, 500))}
+    margin = {
+        "name": "margin",
+        "in": "query",
+        "description": "By how much the challenger may be worse, in units of the metric that decides.",
+        "schema": {"type": "number", "minimum": 0, "default": 0},
+    }
+    return operation(name, TAG, "Champion and challenger", done, parameters=[*where, margin])
 
 
 def _reload(name: str, where: list[Schema]) -> Schema:
@@ -140,6 +153,7 @@ def schemas() -> dict[str, Schema]:
                 **{name: listed({"type": "object"}) for name in ("features", "outputs")},
             },
         },
+        "Comparison": _comparison(),
         "Reloaded": closed(
             {
                 "model": closed({"name": TEXT, "version": TEXT_OR_NULL, "alias": TEXT_OR_NULL}),
@@ -162,6 +176,19 @@ def schemas() -> dict[str, Schema]:
     }
 
 
+def _comparison() -> Schema:
+    check = closed({"what": TEXT, "passed": {"type": ["boolean", "null"]}, "text": TEXT})
+    known = {
+        **dict.fromkeys(("model", "since", "part"), TEXT),
+        **{name: {"type": "object"} for name in ("champion", "challenger")},
+        **{name: {"type": ["object", "null"]} for name in ("agreement", "gain")},
+        "verdict": closed(
+            {"decision": {"enum": ["promote", "keep", "wait"]}, "labels_needed": COUNT, "checks": listed(check)}
+        ),
+    }
+    return {"type": "object", "properties": known, "required": list(known)}
+
+
 def headers() -> dict[str, Schema]:
     """That only documents have."""
     return {"ETag": {"description": "Changes with the document.", "schema": TEXT}}
@@ -169,7 +196,8 @@ def headers() -> dict[str, Schema]:
 
 def _line(workers: Schema) -> Schema:
     texts = dict.fromkeys(("version", "alias", "source", "fallback", "runtime", "loaded_at", "error"), TEXT_OR_NULL)
-    known = {"workers": workers, "registry": {"type": "object"}, "refused": {"type": ["object", "null"]}}
+    objects = {name: {"type": "object"} for name in ("costs", "registry")}
+    known = {"workers": workers, **objects, "refused": {"type": ["object", "null"]}}
     return closed({"ready": {"type": "boolean"}, "name": TEXT}, {**texts, **known})
 
 
@@ -178,8 +206,8 @@ def _whole_info(workers: Schema) -> Schema:
         **dict.fromkeys(("name", "version", "source", "digest", "runtime", "loaded_at"), TEXT),
         **dict.fromkeys(("alias", "fallback", "run_id"), TEXT_OR_NULL),
         **{name: {"type": "boolean"} for name in ("digest_recorded", "batching")},
-        **{name: {"type": "object"} for name in ("proof", "signature", "registry", "service")},
-        **{name: {"type": ["object", "null"]} for name in ("cost", "quality", "refused")},
+        **{name: {"type": "object"} for name in ("proof", "signature", "registry", "service", "costs")},
+        **{name: {"type": ["object", "null"]} for name in ("cost", "quality", "refused", "variant", "challenger")},
         "classes": {"type": ["array", "null"], "items": TEXT},
         "example": {"type": ["array", "null"]},
         "workers": workers,

@@ -12,9 +12,10 @@ JSON = "application/json"
 # What each status means, whatever the protocol.
 STATUSES = {
     400: "The input does not fit; the message names row and column.",
+    403: "It is turned off here.",
     404: "No such model or version.",
     409: "The new version is refused; the message says why.",
-    413: "The body has more bytes (MAX_BODY_BYTES) or rows (MAX_ROWS) than the service takes.",
+    413: "The body has more bytes (MAX_BODY_BYTES) or rows (MAX_ROWS, MAX_IMAGES, MAX_TEXTS) than the service takes.",
     415: "The body's content type or encoding is none that this route reads.",
     500: "The model failed on this input, or we did. The log has the details under the request id.",
     502: "The registry does not answer. What is live serves on.",

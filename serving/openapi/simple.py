@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.openapi import types
@@ -22,10 +22,12 @@ from serving.openapi.parts import (
     operation,
     ref,
 )
+from serving.tensors import Signature
 
 TAG, ERROR = "predict", "Error"
+FORM = "multipart/form-data"
 STATUSES = (400, 404, 413, 415, 500, 503, 504)
-ALL_STATUSES = (400, 404, 409, 413, 415, 500, 502, 503, 504)  # with those of operations, whose errors look the same
+ALL_STATUSES = (400, 403, 404, 409, 413, 415, 500, 502, 503, 504)  # with those of operations, which look the same
 
 ERROR_SCHEMA = closed(
     {
@@ -49,7 +51,14 @@ def paths(models: Sequence[Model]) -> dict[str, Any]:
         "/models/{model}/versions/{version}/predict": {
             "post": _predict("predict_version", models, "Predict, only if this version is live", _versions(models))
         },
+        "/predict/url": {"post": _by_url("predict_url", [])},
+        "/models/{model}/predict/url": {"post": _by_url("predict_url_model", parameters(models))},
     }
+
+
+def _by_url(name: str, where: list[Schema]) -> Schema:
+    refused = errors(ERROR, (403, 404, 500, 503))
+    return operation(name, TAG, "Predict what lies at a URL, which is turned off", refused, parameters=where)
 
 
 def _versions(models: Sequence[Model]) -> list[Schema]:
@@ -58,9 +67,22 @@ def _versions(models: Sequence[Model]) -> list[Schema]:
 
 def _predict(name: str, models: Sequence[Model], summary: str, where: list[Schema]) -> Schema:
     examples = {key: value for model in models for key, value in _examples(model).items()}
-    asks = body({JSON: media(of_any(models, "Request"), examples)})
+    asks = body({JSON: media(of_any(models, "Request"), examples), **_form(models)})
     done = answer("One prediction for each row.", of_any(models, "Answer"))
     return operation(name, TAG, summary, {"200": done, **errors(ERROR, STATUSES)}, asks=asks, parameters=where)
+
+
+def _form(models: Sequence[Model]) -> dict[str, Schema]:
+    """What is sent to a model whose row is one binary value."""
+    if not any(model.bundle is not None and _takes_files(model.bundle.signature) for model in models):
+        return {}
+    file = {"type": "string", "format": "binary"}
+    fields = {"request_id": {"type": "string", "maxLength": 128}, "top_k": {"type": "integer", "minimum": 1}}
+    return {FORM: {"schema": closed({"file": {"anyOf": [file, listed(file, least=1)]}}, fields)}}
+
+
+def _takes_files(signature: Signature) -> bool:
+    return signature.layout == "columns" and [field.type for field in signature.inputs] == ["binary"]
 
 
 def _examples(model: Model) -> dict[str, Any]:
@@ -94,22 +116,26 @@ def _described(model: Model) -> dict[str, Schema]:
         untyped = _request(anything, anything, {"type": "array"})
         return {
             model.component("Request"): {**untyped, "title": model.name},
-            model.component("Answer"): _answer({}, None),
+            model.component("Answer"): _answer({}, {}),
         }
     title = f"{model.name} version {bundle.version}"
     row, rows = types.row(bundle.signature), types.rows(bundle.signature)
     instances = listed(types.row_object(bundle.signature), least=1) if types.is_bare(bundle.signature) else rows
     prediction, chances = types.prediction(bundle)
+    named = {"probabilities": chances, "top_k": types.best(bundle)}
+    beside = {name: schema for name, schema in named.items() if schema is not None}
+    classes = len(bundle.classes.names) if bundle.classes is not None else None
     return {
         model.component("Row"): {**row, "title": f"One row of {title}"},
-        model.component("Request"): {**_request(ref(model.component("Row")), rows, instances), "title": title},
-        model.component("Answer"): {**_answer(prediction, chances), "title": title},
+        model.component("Request"): {**_request(ref(model.component("Row")), rows, instances, classes), "title": title},
+        model.component("Answer"): {**_answer(prediction, beside), "title": title},
     }
 
 
-def _request(row: Schema, rows: Schema, instances: Schema) -> Schema:
+def _request(row: Schema, rows: Schema, instances: Schema, classes: int | None = None) -> Schema:
     features = {**either([row, rows]), "description": "One row, or a list of rows."}
-    asked = closed({}, {"features": features, "instances": instances, "request_id": _request_id()})
+    best = {} if classes is None else {"top_k": _top_k(classes)}
+    asked = closed({}, {"features": features, "instances": instances, "request_id": _request_id(), **best})
     return {**asked, "oneOf": [{"title": name, "required": [name]} for name in ("features", "instances")]}
 
 
@@ -117,15 +143,17 @@ def _request_id() -> Schema:
     return nullable({"type": "string", "maxLength": 128, "description": "Comes back in the answer."})
 
 
-def _answer(prediction: Schema, chances: Schema | None) -> Schema:
+def _top_k(classes: int) -> Schema:
+    about = "Name so many classes, best first, instead of the probability of each."
+    return nullable({"type": "integer", "minimum": 1, "maximum": classes, "description": about})
+
+
+def _answer(prediction: Schema, beside: Mapping[str, Schema]) -> Schema:
     about: dict[str, Schema] = {
         "model": ref("Model"),
         "prediction_id": {"type": "string", "format": "uuid"},
         "request_id": {"type": "string"},
     }
-    beside = {"probabilities": chances} if chances else {}
-    each = prediction
-    if chances:
-        each = {**prediction, "properties": {**prediction["properties"], **beside}}
+    each = {**prediction, "properties": {**prediction["properties"], **beside}} if beside else prediction
     one = closed({"prediction": prediction, **about}, beside)
     return {"anyOf": [one, closed({"predictions": listed(each), **about})]}

@@ -107,13 +107,34 @@ def answered(field: Field) -> Schema:
 
 
 def prediction(bundle: Bundle) -> tuple[Schema, Schema | None]:
-    """One row's prediction, and its probabilities where the version gives them."""
+    """One row's prediction, and its probabilities where the version gives all of them."""
     if bundle.classes is None:
         return closed({"value": _values(bundle.outputs)}), None
-    names = list(bundle.classes.names)
+    names = list(dict.fromkeys(bundle.classes.names))
     label: dict[str, Any] = {"class_id": {"type": "integer"}, "class_name": {"type": "string", "enum": names}}
     chances = closed({name: {"type": ["number", "null"]} for name in names})
-    return closed(label, {"confidence": {"type": ["number", "null"]}}), chances
+    confident = closed(label, {"confidence": {"type": ["number", "null"]}, **_decision(bundle)})
+    return confident, None if (bundle.variant or {}).get("top_k") else chances
+
+
+def best(bundle: Bundle) -> Schema | None:
+    """The most probable classes, best first, of which a caller may say how many."""
+    if bundle.classes is None:
+        return None
+    names = list(dict.fromkeys(bundle.classes.names))
+    label: dict[str, Any] = {"class_id": {"type": "integer"}, "class_name": {"type": "string", "enum": names}}
+    one = closed({**label, "confidence": {"type": ["number", "null"]}})
+    return {**listed(one, least=1), "maxItems": len(bundle.classes.names), "description": "Best first."}
+
+
+def _decision(bundle: Bundle) -> dict[str, Schema]:
+    """What a row says where a threshold decides."""
+    if bundle.threshold is None or bundle.classes is None:
+        return {}
+    positive = bundle.classes.names[1]
+    score = {"type": ["number", "null"], "description": f"The probability of {positive!r}."}
+    words = f"The answer is {positive!r} where the score is at least this."
+    return {"score": score, "threshold": {"type": "number", "const": bundle.threshold, "description": words}}
 
 
 def _values(outputs: tuple[Field, ...]) -> Schema:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 from typing import Protocol as Interface
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 
 from serving.answers import Reply
 from serving.errors import ServingError
-from serving.store import Live
+from serving.live import Live
+from serving.store import Store
 
 
 class Call(NamedTuple):
@@ -49,8 +50,10 @@ class Protocol(Interface):
         """Whether what is wrong at ``path``, be it a route or not, is answered in this protocol's shape."""
 
 
-def flask_answer(protocol: Protocol, live: Live) -> Response:
-    """What ``protocol`` answers to Flask's request."""
+def flask_answer(protocol: Protocol, store: Store, live: Live) -> Response:
+    """What ``protocol`` answers to Flask's request, by ``live``, or its challenger where the path names no version."""
+    if not (request.view_args or {}).get("version"):
+        live = store.routed(live, request.headers.get(current_app.config["ROUTING_HEADER"]) or g.request_id)
     g.live = live
     call = Call(request.get_data(cache=False), g.request_id, request.headers.get)
     reply = protocol.answer(live, call)

@@ -16,10 +16,10 @@ from flask import Blueprint, Response, request
 
 from serving.answers import Reply, dumps, json_response
 from serving.errors import InvalidInput, ModelFailed, ModelNotReady, ServingError, UnknownModel
+from serving.live import Live
 from serving.payload import JSON_TYPES, check_media, parsed
 from serving.protocols import Call, flask_answer
 from serving.service import Service
-from serving.store import Live
 from serving.tensors import Field
 from serving.transforms.tabular import NAMED_CHARACTERS, Reader
 from serving.transforms.values import kind_of
@@ -155,18 +155,19 @@ class OpenAI:
 
         answer = self._service.predict(live, batch, call.request_id)
         vectors = _vectors(answer.prediction.values)
-        words = sum(len(text.split()) for text in texts)
+        counted = answer.prediction.tokens
+        tokens = sum(len(text.split()) for text in texts) if counted is None else int(counted.sum())
         encoded = _base64(vectors) if body.get("encoding_format") == "base64" else _floats(vectors)
         content = {
             "object": "list",
             "data": orjson.Fragment(b"[" + b",".join([ONE % pair for pair in enumerate(encoded)]) + b"]"),
             "model": live.bundle.name,
-            "usage": {"prompt_tokens": words, "total_tokens": words},
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
         return Reply(dumps(content), headers=((PREDICTION_ID_HEADER, answer.prediction_id),))
 
 
-def blueprint(openai: OpenAI) -> Blueprint:
+def blueprint(service: Service, openai: OpenAI) -> Blueprint:
     """Flask's routes to ``openai``."""
     bp = Blueprint("openai", __name__)
 
@@ -177,7 +178,7 @@ def blueprint(openai: OpenAI) -> Blueprint:
             live = openai.live()
         except ServingError:
             live = openai.named(read(request.get_data()).get("model"))
-        return flask_answer(openai, live)
+        return flask_answer(openai, service.store, live)
 
     @bp.get(MODELS)
     def models() -> Response:

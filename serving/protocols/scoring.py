@@ -20,10 +20,10 @@ from flask import Blueprint, Response, request
 
 from serving.answers import JSON, Reply
 from serving.errors import InvalidInput, ModelFailed, ModelNotReady, ServingError, UnsupportedMediaType
+from serving.live import Live
 from serving.payload import JSON_TYPES, parsed
 from serving.protocols import Call, flask_answer
 from serving.service import Service
-from serving.store import Live
 from serving.tensors import Batch, Prediction
 from serving.transforms import delimited, frames, params
 from serving.transforms.tabular import NAMED_CHARACTERS, Reader
@@ -104,7 +104,7 @@ def blueprint(service: Service, scoring: Scoring) -> Blueprint:
     def invocations(model: str | None = None, version: str | None = None) -> Response:
         live = service.store.live(model, version)  # an unknown model is said before a bad body
         _check_media(request.headers.get("Content-Type", ""), request.content_encoding)
-        return flask_answer(scoring, live)
+        return flask_answer(scoring, service.store, live)
 
     @bp.get(PING)
     def ping() -> Response:

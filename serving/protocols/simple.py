@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,22 +14,39 @@ import orjson
 from flask import Blueprint, Response
 
 from serving.answers import Reply, dumps
-from serving.errors import InvalidInput, ServingError
+from serving.errors import InvalidInput, ServingError, UnsupportedMediaType
+from serving.live import Live
 from serving.payload import JSON_TYPES, check_media, parsed
-from serving.protocols import Call, flask_answer
+from serving.protocols import Call, flask_answer, upload
 from serving.service import Service
-from serving.store import Live
-from serving.tensors import Batch, Classes, Prediction
+from serving.tensors import Batch, Classes, Prediction, Signature
 from serving.transforms.tabular import Reader
+from serving.transforms.values import as_objects
 
 MAX_REQUEST_ID_CHARACTERS = 128
 ROWS_KEYS = ("features", "instances")
-KNOWN_KEYS = {*ROWS_KEYS, "request_id"}
+KNOWN_KEYS = {*ROWS_KEYS, "request_id", "top_k"}
 DEFAULT_MODEL = "/predict"
 BY_MODEL = "/models/<model>/predict"
 BY_VERSION = "/models/<model>/versions/<version>/predict"
 ROUTES = (DEFAULT_MODEL, BY_MODEL, BY_VERSION)
+URL_ROUTES = ("/predict/url", "/models/<model>/predict/url")
 STATUSES = (200, 400, 500, 503)  # that every service comes to see
+
+
+class UrlPredictionOff(ServingError):
+    """Nothing is fetched from elsewhere here."""
+
+    status = 403
+    code = "url_prediction_off"
+
+
+class Asked(NamedTuple):
+    """A body that was understood. ``read`` gives the batch and whether it was written as many rows."""
+
+    read: Callable[[Reader], tuple[Batch, bool]]
+    request_id: str
+    top_k: int | None = None  # so many classes are named; None: as the version has it
 
 
 class Simple:
@@ -59,24 +76,22 @@ class Simple:
 
         Raises `InvalidInput` or what the model raised as a `ServingError`.
         """
-        body = _body(call.data)
-        request_id = _request_id(body, call.request_id)
-        rows = _rows(body)
+        asked = _uploaded(live, call) if upload.is_upload(call.header("Content-Type")) else _written(live, call)
         many = True
 
         def read(reader: Reader) -> Batch:
             nonlocal many
-            batch, many = reader(rows)
+            batch, many = asked.read(reader)
             return batch
 
-        answer = self._service.predict(live, read, request_id)
+        answer = self._service.predict(live, read, asked.request_id)
         wording = self._wordings.get(live) or self._wordings.setdefault(live, Wording(live))
-        content = wording.many if many or "instances" in body else wording.one
+        content = wording.many if many else wording.one
         whole = {
-            **content(answer.prediction),
+            **content(answer.prediction, asked.top_k),
             "model": wording.model,
             "prediction_id": answer.prediction_id,
-            "request_id": request_id,
+            "request_id": asked.request_id,
         }
         return Reply(orjson.dumps(whole))
 
@@ -90,10 +105,58 @@ def blueprint(service: Service, simple: Simple) -> Blueprint:
     @bp.post(BY_VERSION)
     def predict(model: str | None = None, version: str | None = None) -> Response:
         live = service.store.live(model, version)  # an unknown model is said before a bad body
-        check_media()
-        return flask_answer(simple, live)
+        check_media(also=upload.MULTIPART)
+        return flask_answer(simple, service.store, live)
+
+    @bp.post(URL_ROUTES[0])
+    @bp.post(URL_ROUTES[1])
+    def predict_url(model: str | None = None) -> Response:
+        service.store.live(model)
+        raise UrlPredictionOff("this service fetches nothing; send the picture itself, as base64 or as a file")
 
     return bp
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def _written(live: Live, call: Call) -> Asked:
+    """What a JSON body asks. Raises `InvalidInput`."""
+    body = _body(call.data)
+    request_id = _request_id(body, call.request_id)
+    rows = _rows(body)
+    top_k = None if body.get("top_k") is None else _top_k(live, body["top_k"])
+    if "instances" in body:
+        return Asked(lambda reader: (reader(rows)[0], True), request_id, top_k)
+    return Asked(lambda reader: reader(rows), request_id, top_k)
+
+
+def _uploaded(live: Live, call: Call) -> Asked:
+    """What a form asks: a row for each file. Raises `InvalidInput` or `UnsupportedMediaType`."""
+    if not takes_files(live.bundle.signature):
+        raise UnsupportedMediaType("this model takes rows of values, not files; send Content-Type: application/json")
+    form = upload.read(call.data, call.header("Content-Type") or "")
+    request_id = _request_id(form.fields, call.request_id)
+    given = form.fields.get("top_k")
+    top_k = None if given is None else _top_k(live, int(given) if given.isascii() and given.isdecimal() else given)
+    field = live.bundle.signature.inputs[0]
+    batch = Batch((field.name,), (as_objects(field, form.files),))
+    return Asked(lambda _: (batch, len(form.files) > 1), request_id, top_k)
+
+
+def takes_files(signature: Signature) -> bool:
+    """Whether a row is one binary value, which may come as a file."""
+    return signature.layout == "columns" and [field.type for field in signature.inputs] == ["binary"]
+
+
+def _top_k(live: Live, given: Any) -> int:
+    """How many classes are to be named. Raises `InvalidInput`."""
+    classes = live.bundle.classes
+    if classes is None:
+        raise InvalidInput("this model answers no classes, so it takes no top_k")
+    if type(given) is not int or not 1 <= given <= len(classes.names):
+        raise InvalidInput(f"top_k must be a whole number from 1 to {len(classes.names)}, as many classes as there are")
+    return given
 
 
 def _body(data: bytes) -> dict[str, Any]:
@@ -137,28 +200,33 @@ class Wording:
     def __init__(self, live: Live) -> None:
         bundle = live.bundle
         self._classes = bundle.classes
-        self._labels = Labels(bundle.classes) if bundle.classes is not None else None
+        self._labels = Labels(bundle.classes, bundle.threshold) if bundle.classes is not None else None
+        self._top_k = (bundle.variant or {}).get("top_k")
         self.model = orjson.Fragment(dumps({"name": bundle.name, "version": bundle.version, "alias": live.alias}))
 
-    def one(self, prediction: Prediction) -> dict[str, Any]:
-        """``prediction`` and ``probabilities`` of a single row."""
-        row = next(self._rows(prediction))
-        if "probabilities" not in row:
-            return {"prediction": row}
-        chances = row.pop("probabilities")
-        return {"prediction": row, "probabilities": chances}
+    def one(self, prediction: Prediction, top_k: int | None = None) -> dict[str, Any]:
+        """``prediction`` and ``probabilities`` or ``top_k`` of a single row. Raises `InvalidInput`."""
+        row = next(self._rows(prediction, self._named(prediction, top_k)))
+        beside: dict[str, Any] = {name: row.pop(name) for name in ("probabilities", "top_k") if name in row}
+        return {"prediction": row, **beside}
 
-    def many(self, prediction: Prediction) -> dict[str, Any]:
-        """``predictions``, one object a row."""
-        labels = self._labels
-        if labels is not None and labels.fit(prediction):
+    def many(self, prediction: Prediction, top_k: int | None = None) -> dict[str, Any]:
+        """``predictions``, one object a row. Raises `InvalidInput`."""
+        labels, top_k = self._labels, self._named(prediction, top_k)
+        if top_k is None and labels is not None and labels.fit(prediction):
             return {"predictions": orjson.Fragment(labels.written(prediction))}
-        return {"predictions": orjson.Fragment(dumps(list(self._rows(prediction))))}
+        return {"predictions": orjson.Fragment(dumps(list(self._rows(prediction, top_k))))}
 
-    def _rows(self, prediction: Prediction) -> Iterator[dict[str, Any]]:
+    def _named(self, prediction: Prediction, asked: int | None) -> int | None:
+        """How many classes are named; None: all. Raises `InvalidInput`."""
+        if asked is not None and prediction.probabilities is None:
+            raise InvalidInput("this model gives no probabilities, so it takes no top_k")
+        return asked or self._top_k
+
+    def _rows(self, prediction: Prediction, top_k: int | None = None) -> Iterator[dict[str, Any]]:
         """One object a row: a class with its probabilities, or a value."""
         if self._labels is not None and prediction.values.ndim == 1:
-            yield from self._labels.rows(prediction)
+            yield from self._labels.rows(prediction, top_k)
         elif prediction.named is not None:
             names, columns = list(prediction.named), [column.tolist() for column in prediction.named.values()]
             for row in zip(*columns, strict=True):
@@ -169,28 +237,41 @@ class Wording:
 
 
 class Labels:
-    """How one classifier's predictions are written, row by row or many at once."""
+    """How one classifier's predictions are written, row by row or many at once.
 
-    def __init__(self, classes: Classes) -> None:
+    Where a ``threshold`` decides for the second of two classes, a row says it and that class's probability, the score.
+    """
+
+    def __init__(self, classes: Classes, threshold: float | None = None) -> None:
         self._names = classes.names
+        self._threshold = threshold
         self._position = {label: position for position, label in enumerate(classes.labels)}
         self._described = [
             {"class_id": classes.class_id(k), "class_name": name} for k, name in enumerate(classes.names)
         ]
-        self._templates = [_template(described, classes.names) for described in self._described]
+        self._starts = [orjson.dumps(described)[:-1].replace(b"%", b"%%") for described in self._described]
+        self._end = _template(threshold, classes.names)
 
-    def rows(self, prediction: Prediction) -> Iterator[dict[str, Any]]:
-        """One object a row."""
+    def rows(self, prediction: Prediction, top_k: int | None = None) -> Iterator[dict[str, Any]]:
+        """One object a row, with the probability of each class, or with the ``top_k`` most probable, best first."""
         positions = map(self._position.__getitem__, prediction.values.tolist())
         if prediction.probabilities is None:
             yield from ({**self._described[position]} for position in positions)
             return
-        for position, chances in zip(positions, prediction.probabilities.tolist(), strict=True):
+        best = None if top_k is None else np.argsort(-prediction.probabilities, axis=1, kind="stable")[:, :top_k]
+        for row, (position, chances) in enumerate(zip(positions, prediction.probabilities.tolist(), strict=True)):
             yield {
                 **self._described[position],
                 "confidence": chances[position],
-                "probabilities": dict(zip(self._names, chances, strict=True)),
+                **({} if self._threshold is None else {"score": chances[1], "threshold": self._threshold}),
+                **(self._each(chances) if best is None else self._best(best[row].tolist(), chances)),
             }
+
+    def _each(self, chances: list[float]) -> dict[str, Any]:
+        return {"probabilities": dict(zip(self._names, chances, strict=True))}
+
+    def _best(self, positions: list[int], chances: list[float]) -> dict[str, Any]:
+        return {"top_k": [{**self._described[place], "confidence": chances[place]} for place in positions]}
 
     def fit(self, prediction: Prediction) -> bool:
         """Whether `written` can write ``prediction``."""
@@ -206,13 +287,18 @@ class Labels:
         """The JSON of `rows`, the same to the last byte: all numbers are written at once, then put in their places."""
         positions = list(map(self._position.__getitem__, prediction.values.tolist()))
         chances = np.asarray(prediction.probabilities, dtype=np.float64)
-        confidence = chances[np.arange(len(positions)), positions]
-        numbers = dumps(np.column_stack((confidence, chances)).ravel())[1:-1].split(b",")
-        return b"[" + b",".join([self._templates[position] for position in positions]) % tuple(numbers) + b"]"
+        shown = [chances[np.arange(len(positions)), positions], chances]
+        if self._threshold is not None:
+            shown.insert(1, chances[:, 1])
+        numbers = dumps(np.column_stack(shown).ravel())[1:-1].split(b",")
+        return b"[" + b",".join([self._starts[position] + self._end for position in positions]) % tuple(numbers) + b"]"
 
 
-def _template(described: dict[str, Any], names: tuple[str, ...]) -> bytes:
-    """A row's JSON with ``%b`` for each number: the confidence, then every class's probability."""
-    start = orjson.dumps(described)[:-1]
+def _template(threshold: float | None, names: tuple[str, ...]) -> bytes:
+    """How a row's JSON goes on after its class, with ``%b`` for each number.
+
+    They are the confidence, with a threshold the score, and each class's probability.
+    """
+    score = b"" if threshold is None else b',"score":%b,"threshold":' + orjson.dumps(threshold)
     chances = b",".join(orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in names)
-    return start.replace(b"%", b"%%") + b',"confidence":%b,"probabilities":{' + chances + b"}}"
+    return b',"confidence":%b' + score + b',"probabilities":{' + chances + b"}}"

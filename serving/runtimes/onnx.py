@@ -27,6 +27,11 @@ LABELS = ("label", "output_label")
 PROBABILITIES = ("probabilities", "output_probability")
 
 
+def serves(model: Mapping[str, Any], _: Path) -> bool:
+    """Whatever was logged with this flavor."""
+    return FLAVOR in model["flavors"]
+
+
 def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
     """Copy the graph with its external data, and read its inputs where the version has no signature."""
     data = model["flavors"][FLAVOR]["data"]
@@ -34,26 +39,41 @@ def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
         raise VersionRefused(f"its model file lies outside its folder: {data}", reason="bad_path")
     shutil.copytree(folder, into / FOLDER)
     (into / "graph").write_text(data, encoding="utf-8")
-    session = _session(into)
+    loaded = _session_in(into)
     signature = Signature.from_mlmodel(model.get("signature")) or Signature(
-        "tensors", tuple(map(_field, session.get_inputs())), "inferred"
+        "tensors", tuple(map(_field, loaded.get_inputs())), "inferred"
     )
-    _check_names(signature, session)
-    outputs = session.get_outputs()
-    return Description(signature, _classes(model, session), output=outputs[0].name if len(outputs) == 1 else None)
+    _check_names(signature, loaded)
+    outputs = loaded.get_outputs()
+    return Description(signature, _classes(model, loaded), output=outputs[0].name if len(outputs) == 1 else None)
 
 
 def load(folder: Path) -> Callable[[Batch], Prediction]:
     """The graph's outputs: a label with probabilities where it has them by the usual names, else values."""
-    session = _session(folder)
-    inputs = [(given.name, np.dtype(_array_type(given)), len(given.shape)) for given in session.get_inputs()]
-    outputs = [given.name for given in session.get_outputs()]
+    loaded = _session_in(folder)
+    inputs = [(given.name, np.dtype(_array_type(given)), len(given.shape)) for given in loaded.get_inputs()]
+    outputs = [given.name for given in loaded.get_outputs()]
 
     def predict(batch: Batch) -> Prediction:
-        got = session.run(None, _feed(batch, inputs))
+        got = loaded.run(None, _feed(batch, inputs))
         return _prediction(outputs, got)
 
     return predict
+
+
+def session(path: Path) -> Any:
+    """The graph at ``path``, answered in one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _session_in(folder: Path) -> Any:
+    return session(folder / FOLDER / (folder / "graph").read_text(encoding="utf-8"))
 
 
 def _check_names(signature: Signature, session: Any) -> None:
@@ -62,17 +82,6 @@ def _check_names(signature: Signature, session: Any) -> None:
     missing = [name for name in inputs if name not in signature.names]
     if len(inputs) > 1 and missing:
         raise VersionRefused(f"its graph takes {missing[0]!r}, which its signature does not name", reason="load_failed")
-
-
-def _session(folder: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    graph = (folder / "graph").read_text(encoding="utf-8")
-    return onnxruntime.InferenceSession(str(folder / FOLDER / graph), options, providers=["CPUExecutionProvider"])
 
 
 def _array_type(given: Any) -> str:

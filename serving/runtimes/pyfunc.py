@@ -18,6 +18,11 @@ WHOLE_TYPES = {"DataType.integer", "DataType.long"}
 MISFIT = "SCHEMA_ENFORCEMENT_FAILED"  # as MLflow calls input that its signature does not take
 
 
+def serves(model: Mapping[str, Any], _: Path) -> bool:
+    """Whatever was logged with this flavor."""
+    return FLAVOR in model["flavors"]
+
+
 def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
     """Copy the model as it was logged."""
     shutil.copytree(folder, into / FOLDER)

@@ -20,6 +20,11 @@ FLAVOR = "sklearn"
 FILE_NAME = "model.pickle"
 
 
+def serves(model: Mapping[str, Any], _: Path) -> bool:
+    """Whatever was logged with this flavor."""
+    return FLAVOR in model["flavors"]
+
+
 def convert(model: Mapping[str, Any], folder: Path, into: Path) -> Description:
     """Read the estimator in any format that MLflow writes and leave it as one pickle, which loads fastest."""
     import cloudpickle

@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 
 from serving.answers import Reply
 from serving.errors import ServingError
+from serving.live import Live
 from serving.payload import JSON_TYPES
 from serving.protocols import Call
 from serving.protocols.v2 import binary, request
 from serving.protocols.v2.answer import Form
 from serving.protocols.v2.routes import ROUTES, blueprint
 from serving.service import Service
-from serving.store import Live
 
 __all__ = ["ROUTES", "STATUSES", "V2", "blueprint"]
 

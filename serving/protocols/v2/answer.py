@@ -10,11 +10,11 @@ import numpy as np
 
 from serving.answers import Reply, dumps
 from serving.errors import InvalidInput
+from serving.live import Live
 from serving.protocols.v2 import binary
 from serving.protocols.v2.datatypes import BYTES, of_dtype
 from serving.protocols.v2.request import Asked, Output
 from serving.service import Answer
-from serving.store import Live
 from serving.tensors import Field, by_name, described
 from serving.transforms.arrays import ArrayReader
 

@@ -34,7 +34,7 @@ def blueprint(service: Service, v2: V2) -> Blueprint:
     def infer(model: str, version: str | None = None) -> Response:
         live = service.store.live(model, version)
         _check_media()
-        return flask_answer(v2, live)
+        return flask_answer(v2, service.store, live)
 
     return bp
 
@@ -89,7 +89,6 @@ def _add_repository(bp: Blueprint, service: Service) -> None:
 
     @bp.post("/v2/repository/models/<model>/load")
     def load(model: str) -> Response:
-        service.store.name(model)
         parameters = _body().get("parameters") or {}
         if not isinstance(parameters, dict):
             raise InvalidInput("'parameters' must be an object")
