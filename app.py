@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.errors import SettingError
+from serving.roster import Roster
 from serving.settings import ROOT, Settings
 from serving.state import LedgerState
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client import CollectorRegistry
 
-    from serving.agent import Keeper
+    from serving.agent import Keeper, Ledger
     from serving.exposition import Exposition
-    from serving.metrics import Metrics
+    from serving.metrics import HttpMetrics, Metrics
     from serving.observer import Recorder
+    from serving.probation import Bounds
+    from serving.protocols import Protocol
     from serving.service import Service
     from serving.telemetry import RequestLog
     from serving.tracing.spans import Tracer
@@ -35,42 +38,55 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from serving import openapi, ops, pages, telemetry, tracing, web
     from serving.lane import Lane
-    from serving.protocols import openai, scoring, simple, v2
+    from serving.protocols import openai
 
     settings = settings or Settings.from_env()
     telemetry.log_to_stdout(settings.log_level, settings.log_format)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # a path that is not ours is a 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = limit = settings.max_body_bytes
+    app.config["ROUTING_HEADER"] = settings.routing_header
     tracer = tracing.start(app)
     metrics, http_metrics, registry = web.install_metrics(app)
-    exposition = _exposition(settings, registry)
+    roster = Roster(settings.models, settings.state_dir)
+    exposition = _exposition(settings, roster, registry)
     requests = _request_log(settings, metrics)
-    service = build_service(settings, metrics, exposition, tracer)
-    own = simple.Simple(service)
-    mlflow = scoring.Scoring(service)
-    inference = v2.V2(service)
-    embeddings = openai.OpenAI(service)
-    protocols = (mlflow, inference, embeddings, own)
+    service = build_service(settings, roster, metrics, exposition, tracer)
+    protocols = _protocols(app, service, http_metrics)
     web.install(app, service, protocols, requests, tracer)
-    app.register_blueprint(simple.blueprint(service, own))
-    app.register_blueprint(scoring.blueprint(service, mlflow))
-    app.register_blueprint(v2.blueprint(service, inference))
-    app.register_blueprint(openai.blueprint(embeddings))
     app.register_blueprint(ops.blueprint(service, exposition))
     documents = openapi.Documents(service, lambda live: openai.text_model(live) is not None, pages.ASSETS)
     app.register_blueprint(openapi.blueprint(documents))
     app.register_blueprint(pages.blueprint())
-    http_metrics.start_at_zero("POST", simple.ROUTES, simple.STATUSES)
-    http_metrics.start_at_zero("POST", scoring.ROUTES, scoring.STATUSES)
-    http_metrics.start_at_zero("POST", v2.ROUTES, v2.STATUSES)
-    http_metrics.start_at_zero("POST", openai.ROUTES, openai.STATUSES)
-    counted = metrics, http_metrics
-    lane = Lane(app.wsgi_app, service.store, protocols, *counted, requests, max_body_bytes=limit, tracer=tracer)
+    lane = Lane(
+        app.wsgi_app,
+        service.store,
+        protocols,
+        metrics,
+        http_metrics,
+        requests,
+        routing_header=settings.routing_header,
+        max_body_bytes=limit,
+        tracer=tracer,
+    )
     app.wsgi_app = lane  # type: ignore[method-assign]
-    app.extensions.update(service=service, requests=requests, cheap=lane.cheap)
+    app.extensions.update(service=service, requests=requests, cheap=lane.cheap, slow=lane.slow)
     service.start()
     return app
+
+
+def _protocols(app: Flask, service: Service, http_metrics: HttpMetrics) -> tuple[Protocol, ...]:
+    """Every protocol with its routes; the first that owns a path shapes its errors."""
+    from serving.protocols import openai, scoring, simple, v2
+
+    made = ((scoring, scoring.Scoring), (v2, v2.V2), (openai, openai.OpenAI), (simple, simple.Simple))
+    protocols = []
+    for module, kind in made:
+        protocol = kind(service)
+        app.register_blueprint(module.blueprint(service, protocol))
+        http_metrics.start_at_zero("POST", module.ROUTES, module.STATUSES)
+        protocols.append(protocol)
+    return tuple(protocols)
 
 
 def _request_log(settings: Settings, metrics: Metrics) -> RequestLog:
@@ -82,12 +98,12 @@ def _request_log(settings: Settings, metrics: Metrics) -> RequestLog:
     return requests
 
 
-def _exposition(settings: Settings, own: CollectorRegistry) -> Exposition:
+def _exposition(settings: Settings, roster: Roster, own: CollectorRegistry) -> Exposition:
     """All metrics of the service; ``own`` are those of this process."""
     from serving.exposition import Exposition
 
     limit = settings.ledger_spool_bytes
-    return Exposition(settings.model_names, settings.state_dir, _metrics_dir(), own, spool_limit_bytes=limit)
+    return Exposition(roster, settings.state_dir, _metrics_dir(), own, spool_limit_bytes=limit)
 
 
 def _metrics_dir() -> Path | None:
@@ -96,19 +112,27 @@ def _metrics_dir() -> Path | None:
     return Path(shared) if shared else None
 
 
-def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, tracer: Tracer | None) -> Service:
+def build_service(
+    settings: Settings, roster: Roster, metrics: Metrics, exposition: Exposition, tracer: Tracer | None
+) -> Service:
     """The parts of a service, from its settings."""
+    from serving.copies import Copier
     from serving.ledger import Feedback
+    from serving.live import Batching, Loader
     from serving.observer import Observer
+    from serving.runtimes import Limits
     from serving.service import Build, Service
-    from serving.store import Batching, Store
+    from serving.store import Store
 
     state_dir = settings.state_dir
     batching = Batching(settings.max_batch_rows, settings.max_queue_rows, settings.predict_timeout_s)
+    limits = Limits(settings.max_image_pixels, settings.max_images, settings.max_text_characters, settings.max_texts)
+    loader = Loader(metrics, batching if settings.max_batch_rows else None, limits)
+    store = Store(roster, state_dir, metrics, loader, ready=settings.ready_when)
     return Service(
-        Store(settings.model_names, state_dir, metrics, batching if settings.max_batch_rows else None),
+        store,
         _keeper(settings),
-        Observer(metrics, _recorder(settings, metrics)),
+        Observer(metrics, _recorder(settings, metrics), Copier(store.shadow, state_dir, metrics)),
         Feedback(LedgerState(state_dir)) if settings.ledger_sample else None,
         metrics,
         exposition,
@@ -122,7 +146,7 @@ def build_service(settings: Settings, metrics: Metrics, exposition: Exposition, 
 
 def _keeper(settings: Settings) -> Keeper:
     """What keeps the agent alive; secrets go to it by its environment."""
-    from serving.agent import Config, Keeper, Ledger
+    from serving.agent import Config, Keeper
     from serving.exposition import fold_the_dead
 
     config = Config(
@@ -133,10 +157,12 @@ def _keeper(settings: Settings) -> Keeper:
         poll_interval_s=settings.poll_interval_s,
         prepare_timeout_s=settings.prepare_timeout_s,
         keep_bundles=settings.keep_bundles,
+        challenger=settings.challenger,
         url=settings.url,
         log_level=settings.log_level,
         log_format=settings.log_format,
-        ledger=Ledger(settings.ledger_keep_days, settings.ledger_max_rows) if settings.ledger_sample else None,
+        ledger=_ledger(settings) if settings.ledger_sample else None,
+        bounds=_bounds(settings) if settings.auto_rollback else None,
     )
     secrets = {
         "MLFLOW_TRACKING_USERNAME": settings.mlflow_tracking_username,
@@ -147,6 +173,29 @@ def _keeper(settings: Settings) -> Keeper:
     metrics_dir = _metrics_dir()
     before_start = partial(fold_the_dead, metrics_dir) if metrics_dir else None
     return Keeper(config, {name: value for name, value in secrets.items() if value}, before_start)
+
+
+def _ledger(settings: Settings) -> Ledger:
+    from serving.agent import Ledger
+
+    return Ledger(
+        keep_days=settings.ledger_keep_days,
+        max_rows=settings.ledger_max_rows,
+        sample=settings.ledger_sample,
+        omit=settings.ledger_omit,
+        spool_bytes=settings.ledger_spool_bytes,
+    )
+
+
+def _bounds(settings: Settings) -> Bounds:
+    from serving.probation import Bounds
+
+    return Bounds(
+        probation_s=settings.probation_s,
+        error_ratio=settings.rollback_error_ratio,
+        latency_ratio=settings.rollback_latency_ratio,
+        min_rows=settings.rollback_min_rows,
+    )
 
 
 def _recorder(settings: Settings, metrics: Metrics) -> Recorder | None:
@@ -163,11 +212,16 @@ def _recorder(settings: Settings, metrics: Metrics) -> Recorder | None:
 def check_start(settings: Settings) -> None:
     """What would fail later in many lines is said now in one. Raises `SettingError`."""
     from serving.registry import Ref
+    from serving.routing import Part
 
     try:
         names = [Ref.parse(text).name for text in settings.models]
     except ValueError as err:
         raise SettingError(f"MODELS: {err}") from None
+    try:
+        Part.parse(settings.challenger)
+    except ValueError as err:
+        raise SettingError(f"CHALLENGER: {err}") from None
     if twice := {name for name in names if names.count(name) > 1}:
         raise SettingError(f"MODELS names {', '.join(sorted(twice))} more than once")
     _check_writable(settings.state_dir)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,15 @@ from serving import notes, telemetry
 from serving.bundle import Bundle
 from serving.child import prepare_in_child
 from serving.errors import SettingError
-from serving.exposition import claim
-from serving.follower import TICK_S, Follower
+from serving.exposition import Exposition, claim
+from serving.follower import TICK_S, Challenge, Follower
 from serving.metrics import Metrics
+from serving.probation import Bounds, Probation, roll_back_in_child
 from serving.registry import Auth, LocalFiles, Ref, Version, registry_at
+from serving.roster import Roster
+from serving.routing import CHALLENGER, Part
+from serving.shadow import Task
+from serving.shadows import ShadowKeeper
 from serving.state import LedgerState, Lock, ModelState
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +50,9 @@ class Ledger:
 
     keep_days: float
     max_rows: int
+    sample: float = 1.0  # this and what follows: of what a shadow answers
+    omit: tuple[str, ...] = ()
+    spool_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,12 @@ class Config:
     poll_interval_s: float
     prepare_timeout_s: float
     keep_bundles: int
+    challenger: str  # the part of a challenger whose tag says none
     url: str  # where the service listens
     log_level: str
     log_format: str
     ledger: Ledger | None = None  # without: nothing is recorded
+    bounds: Bounds | None = None  # of a version's probation; without: it has none
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
@@ -69,48 +79,142 @@ class Config:
 
 def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) -> None:
     """Follow every model of ``config`` and write the ledger until ``stop``, each in a thread of its own."""
-    if shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if shared:
         claim(Path(shared), os.getpid())
     metrics = Metrics(CollectorRegistry())
-    writer = _start_writer(config, database_url, metrics, stop) if config.ledger is not None else None
-    registry = registry_at(config.tracking_uri, auth)
-    local = LocalFiles(Path(config.model_dir))
-
-    def prepare(version: Version, into: Path) -> Bundle:
-        return prepare_in_child(version, config.tracking_uri, into, config.prepare_timeout_s, stop)
-
-    threads = []
-    for text in config.models:
-        ref = Ref.parse(text)
-        state = ModelState(Path(config.state_dir), ref.name)
-        _remove_leftovers(state)
-        url = f"{config.url}/predict" if len(config.models) == 1 else f"{config.url}/models/{quote(ref.name)}/predict"
-        follower = Follower(
-            ref,
-            registry,
-            local,
-            state,
-            prepare,
-            keep_bundles=config.keep_bundles,
-            url=url,
-            on_failure=partial(_count_failure, metrics, ref.name),
-        )
-        threads.append(
-            threading.Thread(target=follower.follow, args=(stop, config.poll_interval_s), name=f"follow-{ref.name}")
-        )
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    roster = Roster(config.models, Path(config.state_dir))
+    contests = partial(_contests, roster, Path(config.state_dir))
+    writer = _start_writer(config, database_url, metrics, contests, stop) if config.ledger is not None else None
+    followers = _Followers(config, auth, metrics, stop, Path(shared) if shared else None)
+    while not stop.is_set():
+        followers.follow([Ref.parse(text) for text in roster()])
+        stop.wait(TICK_S)
+    followers.join()
     if writer is not None:
         writer.join(WRITER_END_S)  # what it does not write now it writes at the next start
+
+
+class _Followers:
+    """Threads for each model: for it, for its challenger, for that one's shadow, and for a new version's probation."""
+
+    def __init__(
+        self, config: Config, auth: Auth, metrics: Metrics, stop: threading.Event, metrics_dir: Path | None
+    ) -> None:
+        self._config = config
+        self._metrics_dir = metrics_dir
+        self._metrics = metrics
+        self._stop = stop
+        self._stops: dict[str, threading.Event] = {}
+        self._registry = registry_at(config.tracking_uri, auth)
+        self._local = LocalFiles(Path(config.model_dir))
+        self._threads: list[threading.Thread] = []
+
+    def follow(self, refs: Sequence[Ref]) -> None:
+        """Follow these models from now on, and no others."""
+        for name in self._stops.keys() - {ref.name for ref in refs}:
+            self._stops.pop(name).set()
+        for ref in refs:
+            if ref.name not in self._stops:
+                self._stops[ref.name] = stop = threading.Event()
+                self._threads = [thread for thread in self._threads if thread.is_alive()]
+                self._begin(ref, stop)
+
+    def _begin(self, ref: Ref, stop: threading.Event) -> None:
+        config, folder = self._config, Path(self._config.state_dir)
+        champion, challenger = ModelState(folder, ref.name), ModelState(folder, ref.name, ModelState.CHALLENGER)
+        one = len(config.models) == 1 and ref.name == Ref.parse(config.models[0]).name
+        url = f"{config.url}/predict" if one else f"{config.url}/models/{quote(ref.name)}/predict"
+        self._start(self._follower(ref, champion, challenger.bundles, url=url).follow, stop, config.poll_interval_s)
+        if ref.alias in (None, CHALLENGER):
+            return
+        challenge = Challenge(champion, Part.parse(config.challenger))
+        rival = self._follower(Ref(ref.name, CHALLENGER), challenger, champion.bundles, challenge=challenge)
+        self._start(rival.follow, stop, config.poll_interval_s)
+        self._start(ShadowKeeper(self._shadow(ref.name), self._metrics).keep, stop)
+        if config.bounds is not None and self._metrics_dir is not None:
+            self._start(self._probation(ref.name, ref.alias, config.bounds, self._metrics_dir).watch, stop)
+
+    def _start(self, work: Callable[..., None], *given: Any) -> None:
+        thread = threading.Thread(target=work, args=given)
+        thread.start()
+        self._threads.append(thread)
+
+    def _follower(self, ref: Ref, state: ModelState, others: Path, **more: Any) -> Follower:
+        _remove_leftovers(state)
+        return Follower(
+            ref,
+            self._registry,
+            self._local,
+            state,
+            self._prepare,
+            keep_bundles=self._config.keep_bundles,
+            on_failure=partial(_count_failure, self._metrics, ref.name),
+            others=others,
+            **more,
+        )
+
+    def _shadow(self, name: str) -> Task:
+        config, ledger = self._config, self._config.ledger
+        return Task(
+            model=name,
+            bundle="",
+            state_dir=config.state_dir,
+            log_level=config.log_level,
+            log_format=config.log_format,
+            ledger_sample=ledger.sample if ledger else 0.0,
+            ledger_omit=ledger.omit if ledger else (),
+            ledger_spool_bytes=ledger.spool_bytes if ledger else 0,
+        )
+
+    def _probation(self, name: str, alias: str, bounds: Bounds, metrics_dir: Path) -> Probation:
+        folder = Path(self._config.state_dir)
+        counted = Exposition(Roster(self._config.models, folder), folder, metrics_dir)
+        return Probation(
+            name,
+            alias,
+            folder,
+            bounds,
+            counted.collect,
+            partial(roll_back_in_child, self._config.tracking_uri),
+            on_rollback=partial(_count_rollback, self._metrics, name),
+            look=partial(look, ModelState(folder, name)),
+        )
+
+    def _prepare(self, version: Version, into: Path) -> Bundle:
+        return prepare_in_child(version, self._config.tracking_uri, into, self._config.prepare_timeout_s, self._stop)
+
+    def join(self) -> None:
+        """Stop, and wait until every thread has seen it."""
+        self.follow([])
+        for thread in self._threads:
+            thread.join()
 
 
 def _count_failure(metrics: Metrics, model: str, reason: str) -> None:
     metrics.load_failures.labels(model, reason).inc()
 
 
-def _start_writer(config: Config, url: str, metrics: Metrics, stop: threading.Event) -> threading.Thread | None:
+def _count_rollback(metrics: Metrics, model: str, reason: str) -> None:
+    metrics.rollbacks.labels(model, reason).inc()
+
+
+def _contests(roster: Roster, state_dir: Path) -> list[Any]:
+    """What champions and challengers are live, and since when they are compared."""
+    from serving.ledger.contests import Contest
+
+    found = []
+    for name in roster.names:
+        champion = notes.read(ModelState(state_dir, name).desired) or {}
+        challenger = notes.read(ModelState(state_dir, name, ModelState.CHALLENGER).desired) or {}
+        if champion.get("version") and challenger.get("bundle"):
+            found.append(Contest(name, champion["version"], challenger["version"], challenger["since"]))
+    return found
+
+
+def _start_writer(
+    config: Config, url: str, metrics: Metrics, contests: Callable[[], list[Any]], stop: threading.Event
+) -> threading.Thread | None:
     """The ledger's writer at work; None where its database cannot be one, which stops nothing else."""
     from serving.ledger.writer import Hooks, Writer  # brings SQLAlchemy
 
@@ -122,9 +226,10 @@ def _start_writer(config: Config, url: str, metrics: Metrics, stop: threading.Ev
         label=lambda model, outcome, labels: ledger.labels.labels(model, outcome).inc(labels),
         delay=lambda model, seconds: ledger.delay_s.labels(model).observe(seconds),
     )
-    limits = asdict(config.ledger)
+    keep_days, max_rows = config.ledger.keep_days, config.ledger.max_rows
     try:
-        writer = Writer(url, LedgerState(Path(config.state_dir)), hooks=hooks, **limits)
+        state = LedgerState(Path(config.state_dir))
+        writer = Writer(url, state, hooks=hooks, keep_days=keep_days, max_rows=max_rows, contests=contests)
     except SettingError as err:
         log.error("there is no ledger: %s", err)
         return None
@@ -142,8 +247,9 @@ def _remove_leftovers(state: ModelState) -> None:
 def main() -> None:
     """Run the agent that the command line's JSON describes, until standard input closes: its keeper is gone then."""
     plain = json.loads(sys.argv[1])
-    ledger = Ledger(**plain["ledger"]) if plain["ledger"] else None
-    config = Config(**{**plain, "models": tuple(plain["models"]), "ledger": ledger})
+    ledger = Ledger(**{**plain["ledger"], "omit": tuple(plain["ledger"]["omit"])}) if plain["ledger"] else None
+    bounds = Bounds(**plain["bounds"]) if plain["bounds"] else None
+    config = Config(**{**plain, "models": tuple(plain["models"]), "ledger": ledger, "bounds": bounds})
     telemetry.log_to_stdout(config.log_level, config.log_format)
     stop = threading.Event()
 
@@ -231,11 +337,17 @@ class Keeper:
             log.error("the agent ended with code %s; starting it again", agent.returncode)
 
 
-def ask(state: ModelState, timeout_s: float) -> dict[str, Any] | None:
-    """Have the agent look now; its outcome, or None when there was none in time."""
+def look(state: ModelState) -> str:
+    """Have the agent look now, without waiting for it; what the asking is called."""
     ask_id = uuid.uuid4().hex
     state.asks.mkdir(parents=True, exist_ok=True)
     (state.asks / ask_id).touch()
+    return ask_id
+
+
+def ask(state: ModelState, timeout_s: float) -> dict[str, Any] | None:
+    """Have the agent look now; its outcome, or None when there was none in time."""
+    ask_id = look(state)
     answer = state.answers / ask_id
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

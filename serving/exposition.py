@@ -25,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.mmap_dict import MmapedDict
 
 from serving import notes, processes
+from serving.roster import Roster
 from serving.state import LedgerState, ModelState, Workers
 
 FALLBACKS = ("last_good_copy", "local_files")
@@ -42,7 +43,7 @@ class Exposition:
 
     def __init__(
         self,
-        models: Sequence[str],
+        roster: Roster,
         state_dir: Path,
         metrics_dir: Path | None,
         own: CollectorRegistry | None = None,
@@ -52,7 +53,7 @@ class Exposition:
         """``metrics_dir`` is where its processes count; without one, ``own`` is the only process there is."""
         self._metrics_dir = metrics_dir
         self._own = own
-        self._service = ServiceCollector(models, state_dir, spool_limit_bytes)
+        self._service = ServiceCollector(roster, state_dir, spool_limit_bytes)
 
     def registry(self, *, described: bool = False) -> CollectorRegistry:
         """For prometheus_client's server or encoder; ``described`` where single metrics are asked for by name."""
@@ -199,8 +200,8 @@ def _locked(metrics_dir: Path, how: int) -> Iterator[None]:
 class ServiceCollector:
     """What the notes of a service say, as gauges: the same whichever process reads them."""
 
-    def __init__(self, models: Sequence[str], state_dir: Path, spool_limit_bytes: int) -> None:
-        self._models = tuple(models)
+    def __init__(self, roster: Roster, state_dir: Path, spool_limit_bytes: int) -> None:
+        self._roster = roster
         self._state_dir = state_dir
         self._spool_limit_bytes = spool_limit_bytes
 
@@ -210,7 +211,7 @@ class ServiceCollector:
         said = [notes.read(workers.note(worker)) or {} for worker in workers.living()]
         yield _gauge("ml_workers", "Living workers of this service.", (), [((), len(said))])
         yield from self._processes()
-        yield from self._versions([note.get("models", {}) for note in said])
+        yield from self._versions(said)
         yield from self._registry()
         yield from self._reference()
         yield from self._ledger()
@@ -228,14 +229,14 @@ class ServiceCollector:
 
     def _versions(self, said: list[dict[str, Any]]) -> Iterator[Metric]:
         serving: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for models in said:
-            for name, live in models.items():
+        for note in said:
+            for name, live in (*note.get("challengers", {}).items(), *note.get("models", {}).items()):
                 serving.setdefault((name, live["version"]), []).append(live)
         info = [
             ((name, version, lives[-1]["alias"] or "", *(lives[-1][key] for key in ("source", "runtime", "digest"))), 1)
             for (name, version), lives in serving.items()
         ]
-        loaded = [(name, [name in models for models in said]) for name in self._models]
+        loaded = [(name, [name in note.get("models", {}) for note in said]) for name in self._roster.names]
         since = [(key, max(_timestamp(live["loaded_at"]) for live in lives)) for key, lives in serving.items()]
         counts = [(key, len(lives)) for key, lives in serving.items()]
         about = ("model", "version", "alias", "source", "runtime", "digest")
@@ -257,7 +258,7 @@ class ServiceCollector:
 
     def _registry(self) -> Iterator[Metric]:
         reachable, checked, fallback = [], [], []
-        for name in self._models:
+        for name in self._roster.names:
             status = notes.read(ModelState(self._state_dir, name).status) or {}
             registry = status.get("registry") or {}
             reachable.append(((name,), float(bool(registry.get("reachable")))))
@@ -290,7 +291,7 @@ class ServiceCollector:
     def _reference(self) -> Iterator[Metric]:
         """What training knew of the live versions' rows, to be compared with what is counted."""
         ratios, missing, outputs, thresholds, output_thresholds = [], [], [], [], []
-        for name in self._models:
+        for name in self._roster.names:
             desired, profile = live_profile(ModelState(self._state_dir, name))
             for bins in profile.get("features", ()):
                 of = (name, desired["version"], bins["name"])
@@ -347,7 +348,7 @@ class ServiceCollector:
 
     def _gates(self) -> Iterator[Metric]:
         gates = []
-        for name in self._models:
+        for name in self._roster.names:
             desired, profile = live_profile(ModelState(self._state_dir, name))
             gates += [((name, desired["version"], metric), limit) for metric, limit in profile.get("gate", {}).items()]
         yield _gauge("ml_quality_gate", "What the gate asked for at training.", ("model", "version", "metric"), gates)

@@ -1,4 +1,4 @@
-"""A follower keeps one model at what the registry names.
+"""A follower keeps one model, or a model's challenger, at what the registry names.
 
 Level-triggered: whatever happened meanwhile, a look compares what the registry says with what is desired and acts on
 the difference. An ask only makes the next look happen now.
@@ -6,6 +6,7 @@ the difference. An ask only makes the next look happen now.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from serving import notes
 from serving.bundle import Bundle, BundleUnreadable
 from serving.errors import PrepareFailed, RegistryUnreachable, ServingError, UnknownModel, VersionRefused
 from serving.registry import LocalFiles, Ref, Registry, Version
+from serving.routing import OFF, Part
 from serving.state import ModelState
 from serving.tensors import Signature
 
@@ -34,6 +37,14 @@ MAY_COME = ("missing_files",)  # an upload may not be through, a bucket may be r
 log = logging.getLogger("serving.agent")
 
 Prepare = Callable[[Version, Path], Bundle]
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What makes a follower one of challengers: whom they challenge, and the part of those whose tag says none."""
+
+    champion: ModelState
+    part: Part
 
 
 class Follower:
@@ -50,10 +61,14 @@ class Follower:
         keep_bundles: int,
         url: str = "",
         on_failure: Callable[[str], object] = lambda _reason: None,
+        others: Path | None = None,
+        challenge: Challenge | None = None,
     ) -> None:
         """``url`` is where this model is predicted with, for the line that says how to try it.
 
         ``on_failure`` is told why a version does not go live: the reason of its refusal, or ``prepare_failed``.
+        ``others`` are the bundles of the model's other follower, where a version may be prepared already.
+        With ``challenge`` it follows a challenger, of which there may be none, and never one from local files.
         """
         self.ref = ref
         self._registry = registry
@@ -67,6 +82,8 @@ class Follower:
         self._said = ""
         self._url = url
         self._on_failure = on_failure
+        self._others = others
+        self._challenge = challenge
         state.asks.mkdir(parents=True, exist_ok=True)
 
     def follow(self, stop: threading.Event, poll_interval_s: float) -> None:
@@ -75,7 +92,7 @@ class Follower:
         due = 0.0
         while not stop.is_set():
             asks = [path.name for path in self._state.asks.iterdir()]
-            fingerprint = self._registry.fingerprint()
+            fingerprint = self._registry.fingerprint(), self._rival()
             if asks or time.monotonic() >= due or fingerprint != seen:
                 seen = fingerprint
                 # Spread over the last tenth of the interval, so that a hundred pods do not ask at once.
@@ -84,12 +101,15 @@ class Follower:
                 self._answer(asks, outcome)
             stop.wait(TICK_S)
 
+    def _rival(self) -> object | None:
+        """Differs whenever a challenger has another version to be compared with."""
+        return notes.stamp(self._challenge.champion.desired) if self._challenge else None
+
     def look(self, *, asked: bool = False) -> dict[str, Any]:
         """Compare and act once. The outcome is what an ask is answered with; it never raises."""
         desired = notes.read(self._state.desired)
         try:
-            version = self._resolve(desired)
-            changed = self._follow_to(version, desired, asked=asked)
+            changed = self._take_part(desired, asked) if self._challenge else self._take_over(desired, asked)
             outcome: dict[str, Any] = {"status": 200, "changed": changed}
         except ServingError as err:
             outcome = {"status": err.status, "code": err.code, "message": str(err), **err.details()}
@@ -97,7 +117,7 @@ class Follower:
             log.exception("looking at %s failed", self.ref)
             outcome = {"status": 500, "code": "internal", "message": f"the agent failed: {type(err).__name__}"}
         now = notes.read(self._state.desired) or {}
-        self._say(outcome, live=bool(now))
+        self._say(outcome, live=bool(now) or self._challenge is not None)
         self._say_how_to_try(now)
         return {
             **outcome,
@@ -105,6 +125,51 @@ class Follower:
             "version": now.get("version"),
             "previous_version": (desired or {}).get("version"),
         }
+
+    def _take_over(self, desired: dict[str, Any] | None, asked: bool) -> bool:
+        return self._follow_to(self._resolve(desired), desired, asked=asked)
+
+    def _take_part(self, desired: dict[str, Any] | None, asked: bool) -> bool:
+        """The challenger that the registry names takes its part; where there is none, or none that may, nobody does."""
+        try:
+            version = self._registry.resolve(self.ref)
+        except UnknownModel:
+            self._write_status(reachable=True, error=None)
+            self._forget_refusal()
+            return self._withdraw(desired)
+        except RegistryUnreachable as err:
+            self._write_status(reachable=False, error=str(err))
+            raise
+        self._write_status(reachable=True, error=None)
+        try:
+            if self._part(version) is None:
+                self._forget_refusal()
+                return self._withdraw(desired)
+            return self._follow_to(version, desired, asked=asked)
+        except VersionRefused:
+            self._withdraw(desired)
+            raise
+
+    def _part(self, version: Version) -> Part | None:
+        """What ``version`` does beside the champion; None where it does nothing, or is the champion itself."""
+        assert self._challenge is not None
+        champion = notes.read(self._challenge.champion.desired)
+        if champion is None or champion["version"] == version.version:
+            return None
+        try:
+            part = Part.parse(version.route) if version.route is not None else self._challenge.part
+        except ValueError as err:
+            raise VersionRefused(f"its tag route: {err}", reason="bad_route") from err
+        return None if part.kind == OFF else part
+
+    def _withdraw(self, desired: dict[str, Any] | None) -> bool:
+        """Nobody challenges; whether somebody did."""
+        if desired is None or desired["bundle"] is None:
+            return False
+        note = {"generation": desired["generation"] + 1, "bundle": None, "version": None, "since": _now()}
+        self._write_desired(note)
+        log.info("%s: version %s challenges no longer", self.ref, desired["version"])
+        return True
 
     def _say_how_to_try(self, desired: dict[str, Any]) -> None:
         """Once, when the first version is there: a line to paste."""
@@ -163,12 +228,12 @@ class Follower:
 
     def _follow_to(self, version: Version, desired: dict[str, Any] | None, *, asked: bool) -> bool:
         """Make ``version`` the desired one. False when it is already. Raises what `prepare` raises."""
-        key = bundle_key(version)
+        key, aside = bundle_key(version), self._aside(version)
         if desired is not None and desired["bundle"] == f"bundles/{key}" and self._is_whole(desired):
             self._forget_refusal()
-            if desired["alias"] == version.alias:
+            if desired["alias"] == version.alias and all(desired[name] == value for name, value in aside.items()):
                 return False
-        identity = [key, version.digest, version.breaking]
+        identity = [key, version.digest, version.breaking, *aside.values()]
         if self._refused and self._refused["identity"] == identity and not asked and not self._may_have_changed():
             raise VersionRefused(self._refused["message"], reason=self._refused["reason"])
         if self._failed == identity and time.monotonic() < self._retry_at and not asked:
@@ -188,8 +253,15 @@ class Follower:
             self._wait_longer(identity)
             raise
         self._failed = None
-        self._desire(version, bundle, desired)
+        self._desire(version, bundle, desired, aside)
         return True
+
+    def _aside(self, version: Version) -> dict[str, str]:
+        """What a challenger's note says beside: its part, and the champion's bundle that it was compared with."""
+        if self._challenge is None:
+            return {}
+        champion = notes.read(self._challenge.champion.desired) or {}
+        return {"part": str(self._part(version)), "against": str(champion.get("bundle"))}
 
     def _may_have_changed(self) -> bool:
         """Whether it is time to look again at a version that was refused for the store's sake, not for its own."""
@@ -203,12 +275,11 @@ class Follower:
 
     def _bundle(self, version: Version, place: Path) -> Bundle:
         """The prepared version: the one on disk if it is whole and fits what is recorded, else a new one."""
-        try:
-            found = bundles.read(place, verify=True)
-            if version.digest in (None, found.digest):
-                return found
-        except BundleUnreadable:
-            pass
+        for ready in (place, *([self._others / place.name] if self._others else [])):
+            with contextlib.suppress(BundleUnreadable, OSError):
+                found = bundles.read(ready, verify=True)
+                if version.digest in (None, found.digest):
+                    return found if ready == place else bundles.copy(found, place)
         started = time.monotonic()
         made = self._prepare(version, place)
         log.info("%s: version %s prepared in %.2f s", self.ref, version.version, time.monotonic() - started)
@@ -217,11 +288,14 @@ class Follower:
     def _check_signature(self, version: Version, bundle: Bundle, desired: dict[str, Any] | None) -> None:
         """Clients of the live version must not break, unless the break is declared on either version.
 
-        What local files bridged is not held against the registry, which has the say.
+        What local files bridged is not held against the registry, which has the say. A challenger must fit the
+        clients of the champion, also where the break is declared: it answers the same callers.
         """
+        if self._challenge is not None:
+            desired = notes.read(self._challenge.champion.desired)
         if desired is None or desired["source"] != "registry" or version.source != "registry":
             return
-        if version.breaking or desired["breaking"]:
+        if self._challenge is None and (version.breaking or desired["breaking"]):
             return
         live = Signature.from_json(desired["signature"])
         classes = list(bundle.classes.names) if bundle.classes else None
@@ -229,12 +303,12 @@ class Follower:
             return
         what = "inputs" if not bundle.signature.accepts(live) else "classes"
         raise VersionRefused(
-            f"its {what} differ from those of the live version {desired['version']}; if that is meant, "
-            "set the tag breaking_change=true on the version",
+            f"its {what} differ from those of the live version {desired['version']}"
+            + ("" if self._challenge else "; if that is meant, set the tag breaking_change=true on the version"),
             reason="signature_changed",
         )
 
-    def _desire(self, version: Version, bundle: Bundle, desired: dict[str, Any] | None) -> None:
+    def _desire(self, version: Version, bundle: Bundle, desired: dict[str, Any] | None, aside: dict[str, str]) -> None:
         generation = (desired or {}).get("generation", 0) + 1
         note = {
             "generation": generation,
@@ -246,15 +320,19 @@ class Follower:
             "signature": bundle.signature.as_json(),
             "classes": list(bundle.classes.names) if bundle.classes else None,
             "previous": (desired or {}).get("bundle"),
-            "since": _now(),
+            "since": _since(desired, bundle, aside),
+            **aside,
         }
+        self._write_desired(note)
+        self._forget_refusal()
+        log.info("%s: version %s is desired (generation %d, %s)", self.ref, version.version, generation, version.source)
+        self._prune(note)
+
+    def _write_desired(self, note: dict[str, Any]) -> None:
         try:
             notes.write(self._state.desired, note)
         except OSError as err:
             raise PrepareFailed(f"cannot write under {self._state.home}: {err.strerror}") from err
-        self._forget_refusal()
-        log.info("%s: version %s is desired (generation %d, %s)", self.ref, version.version, generation, version.source)
-        self._prune(note)
 
     def _prune(self, desired: dict[str, Any]) -> None:
         """Keep the newest bundles; the live one and the one before it always, for workers still on their way."""
@@ -324,6 +402,14 @@ def bundle_key(version: Version) -> str:
     """The name of a version's bundle: its number, and what tells it from a like number of another registry."""
     told_apart = hashlib.sha256(f"{version.digest or version.location} {version.source}".encode()).hexdigest()[:12]
     return f"{version.version}-{told_apart}"
+
+
+def _since(desired: dict[str, Any] | None, bundle: Bundle, aside: dict[str, str]) -> str:
+    """Now; of a challenger that goes on against the same champion with another part, since it began."""
+    same = desired is not None and desired["bundle"] == f"bundles/{bundle.folder.name}"
+    if desired is not None and same and aside and desired.get("against") == aside["against"]:
+        return str(desired["since"])
+    return _now()
 
 
 def _remove_old(folder: Path, age_s: float) -> None:

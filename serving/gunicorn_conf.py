@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import notes, processes, telemetry
+from serving.roster import Roster
 from serving.settings import Settings
 from serving.state import LedgerState, Lock
 from serving.worker import DrainingWorker, InlineWorker, unfamiliar
@@ -110,9 +111,8 @@ def _serve_metrics() -> None:
     """``/metrics`` from the master, which answers however busy the workers are."""
     from serving.exposition import Exposition, serve
 
-    exposition = Exposition(
-        settings.model_names, settings.state_dir, metrics_dir, spool_limit_bytes=settings.ledger_spool_bytes
-    )
+    roster = Roster(settings.models, settings.state_dir)
+    exposition = Exposition(roster, settings.state_dir, metrics_dir, spool_limit_bytes=settings.ledger_spool_bytes)
     try:
         _own_sockets.append(serve(exposition, settings.bind_address, settings.metrics_port))
     except OSError as err:

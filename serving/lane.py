@@ -18,9 +18,10 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from serving.answers import Reply, dumps, error_headers
 from serving.errors import ServingError
+from serving.live import SLOW_S, Live
 from serving.metrics import HttpMetrics, Metrics
 from serving.protocols import Call, Protocol
-from serving.store import Live, Store
+from serving.store import Store
 from serving.telemetry import REQUEST_ID_HEADER, Request, RequestLog, failure, request_id
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Lane:
         http_metrics: HttpMetrics,
         requests: RequestLog,
         *,
+        routing_header: str,
         max_body_bytes: int,
         tracer: Tracer | None = None,
     ) -> None:
@@ -66,24 +68,24 @@ class Lane:
         self._requests = requests
         self._max_body_bytes = max_body_bytes
         self._tracer = tracer
-        self._places: dict[tuple[str, str], Place] = {}  # by what is before the version in a path, and what behind it
-        for protocol in protocols:
-            for route in protocol.routes:
-                for name in store.names if MODEL in route else (None,):
-                    start, _, end = route.replace(MODEL, name or "").partition(VERSION)
-                    self._places[start.encode().decode("latin-1"), end] = Place(route, protocol, name)  # as WSGI has it
+        self._protocols = protocols
+        self._routing_key = f"HTTP_{routing_header.upper().replace('-', '_')}"
+        self._names = store.names
+        self._places = _places(protocols, self._names)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         found = self._found(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
         length = None if found is None else self._length(environ, found[0].protocol)
         if found is None or length is None:
             return self.app(environ, start_response)
-        started, (place, live) = time.perf_counter(), found
+        started, (place, live, pinned) = time.perf_counter(), found
         data = environ["wsgi.input"].read(length)
         if len(data) != length:  # the caller has gone
             environ["wsgi.input"] = io.BytesIO(data)
             return self.app(environ, start_response)
         who = request_id(environ.get("HTTP_X_REQUEST_ID"))
+        if self._store.splits and not pinned:
+            live = self._store.routed(live, environ.get(self._routing_key) or who)
         span = None if self._tracer is None else self._tracer.begin(environ, place.route, started)
         status, reply = self._answer(place, live, Call(data, who, lambda name: _field(environ, name)))
         body, trace_id, traced = reply.body, None, []
@@ -109,19 +111,35 @@ class Lane:
     def cheap(self, path: str, body_bytes: int) -> bool:
         """Whether a POST of ``body_bytes`` is answered here in about `CHEAP_S` at most."""
         found = self._found("POST", path)
-        return found is not None and body_bytes <= CHEAP_BODY_BYTES and _longest_s(found[1], body_bytes) < CHEAP_S
+        if found is None or body_bytes > CHEAP_BODY_BYTES:
+            return False
+        live = found[1]
+        split = self._store.splits.get(live.bundle.name)
+        may_answer = (live,) if split is None else (live, split.challenger)
+        return all(_longest_s(one, body_bytes) < CHEAP_S for one in may_answer)
 
-    def _found(self, method: str, path: str) -> tuple[Place, Live] | None:
-        """Where ``path`` leads and the version that answers; None where Flask has to say what is wrong."""
+    def slow(self, path: str) -> bool:
+        """Whether a POST there goes to a model that takes `SLOW_S` or more for a single row."""
+        found = self._found("POST", path)
+        return found is not None and SLOW_S <= found[1].warm_s < math.inf
+
+    def _found(self, method: str, path: str) -> tuple[Place, Live, bool] | None:
+        """Where ``path`` leads, the version that it asks for, and whether it names that version itself.
+
+        None where Flask has to say what is wrong.
+        """
         if method != "POST":
             return None
+        if self._store.names is not self._names:
+            self._names = self._store.names
+            self._places = _places(self._protocols, self._names)
         place, version = self._places.get((path, "")), None
         if place is None:
             start, versions, rest = path.rpartition("/versions/")
             version, slash, end = rest.partition("/")
             place = self._places.get((start + versions, slash + end))
         try:
-            return None if place is None else (place, place.protocol.live(place.model, version))
+            return None if place is None else (place, place.protocol.live(place.model, version), version is not None)
         except ServingError:
             return None
 
@@ -150,6 +168,17 @@ class Lane:
         return error.status, Reply(body, headers=tuple(error_headers(error)))
 
 
+def _places(protocols: Sequence[Protocol], names: Sequence[str]) -> dict[tuple[str, str], Place]:
+    """Where paths lead, by what is before the version in a path and what is behind it."""
+    places = {}
+    for protocol in protocols:
+        for route in protocol.routes:
+            for name in names if MODEL in route else (None,):
+                start, _, end = route.replace(MODEL, name or "").partition(VERSION)
+                places[start.encode().decode("latin-1"), end] = Place(route, protocol, name)  # as WSGI has it
+    return places
+
+
 def _field(environ: dict[str, Any], name: str) -> str | None:
     """A header field of the request."""
     if name == "Content-Type":
@@ -160,8 +189,8 @@ def _field(environ: dict[str, Any], name: str) -> str | None:
 def _longest_s(live: Live, body_bytes: int) -> float:
     """What the model takes at most for a body of that size, by what prepare and this worker measured, in seconds."""
     cost, runtime = live.bundle.cost, live.bundle.runtime
-    if live.batcher is not None or runtime == "pyfunc":
-        return math.inf  # one waits for other callers, the other for whatever its author wanted
+    if live.batcher is not None or runtime in ("pyfunc", "image", "text"):
+        return math.inf  # some wait for other callers, some do whatever their author wanted, or a row may be anything
     if cost is None:
         return live.warm_s if runtime in ("compiled", "onnx") else math.inf
     rows = max(1, body_bytes // (2 * max(1, len(live.bundle.signature.inputs))))  # a digit and a comma for each value

@@ -23,10 +23,11 @@ OUTCOMES = ("ok", "invalid", "error")
 REJECTED = ("queue_full", "deadline_exceeded", "model_not_ready", "body_too_large")
 REFUSALS = (
     *("missing_files", "digest_mismatch", "bad_path", "unknown_flavor", "load_failed", "load_crashed"),
-    *("prepare_timeout", "proof_failed", "signature_changed"),
+    *("prepare_timeout", "proof_failed", "signature_changed", "bad_route"),
 )
 LOAD_FAILURES = (*REFUSALS, "prepare_failed", "worker_load_failed")
 RELOADS = ("changed", "unchanged", "refused", "unreachable", "failed")
+ROLLBACKS = ("error_ratio", "latency", "failed")
 LABELLED = ("accepted", "corrected", "repeated", "stale", "unknown")
 LOST = ("spool_full", "unwritable", "unreadable")
 
@@ -122,6 +123,7 @@ class Metrics:
         self._make_prediction_metrics()
         self._make_version_metrics()
         self._make_drift_metrics()
+        self._make_shadow_metrics()
         self.ledger = LedgerMetrics(registry)
 
     def _make_request_metrics(self) -> None:
@@ -141,7 +143,7 @@ class Metrics:
     def _make_prediction_metrics(self) -> None:
         self.predictions = self._counter("ml_predictions_total", "Rows predicted.", ("model", "version", "outcome"))
         self.inference_s = self._seconds(
-            "ml_inference_duration_seconds", "Time in the model for one batch.", ("model",)
+            "ml_inference_duration_seconds", "Time in the model for one batch.", ("model", "version")
         )
         self.queue_s = self._seconds(
             "ml_queue_duration_seconds", "Time that a request waited to be answered with others.", ("model",)
@@ -163,6 +165,9 @@ class Metrics:
         self.reloads = self._counter(
             "ml_model_reloads_total", "Reloads asked for over HTTP, by what came of them.", ("model", "outcome")
         )
+        self.rollbacks = self._counter(
+            "ml_rollbacks_total", "Versions that went back in their probation, or should have.", ("model", "reason")
+        )
 
     def _make_drift_metrics(self) -> None:
         version = ("model", "version")
@@ -179,9 +184,23 @@ class Metrics:
             "ml_unobserved_rows_total", "Rows answered that drift and ledger had no room for.", ("model",)
         )
 
+    def _make_shadow_metrics(self) -> None:
+        version = ("model", "version")
+        self.shadow_rows = self._counter(
+            "ml_shadow_rows_total",
+            "Rows that a challenger was shown behind the champion's answer.",
+            (*version, "outcome"),
+        )
+        self.shadow_difference = self._counter(
+            "ml_shadow_difference_total", "Sum over these rows of how far apart both answers are (0 to 1).", version
+        )
+        self.shadow_cpu_s = self._counter(
+            "ml_shadow_cpu_seconds_total", "Processor time that the challenger took for them.", version
+        )
+
     def start_at_zero(self, model: str) -> None:
         """A series that does not exist cannot be seen to rise: make those whose labels are known."""
-        for metric in (self.inference_s, self.queue_s, self.batch_rows, self.load_s, self.dropped_rows):
+        for metric in (self.queue_s, self.batch_rows, self.load_s, self.dropped_rows):
             metric.labels(model)
         self.unobserved_rows.labels(model)
         self.invalid.labels(model, NO_COLUMN)
@@ -192,6 +211,8 @@ class Metrics:
             self.reloads.labels(model, outcome)
         for reason in LOAD_FAILURES:
             self.load_failures.labels(model, reason)
+        for reason in ROLLBACKS:
+            self.rollbacks.labels(model, reason)
         for reason in REJECTED:
             self.rejected.labels(reason)
         self.ledger.start_at_zero(model)
@@ -200,6 +221,7 @@ class Metrics:
         """The same for a version that goes live."""
         for outcome in OUTCOMES:
             self.predictions.labels(model, version, outcome)
+        self.inference_s.labels(model, version)
 
     def drift(self, model: str, version: str) -> DriftSeries:
         """The series of one version's bins."""

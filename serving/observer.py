@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from serving.batching import join, kind, whole
 from serving.ledger import Sheet, Spool, Taken, sampled
+from serving.live import Live
 from serving.metrics import LedgerMetrics, Metrics
-from serving.store import Live
 from serving.tensors import Batch, Prediction
 
 log = logging.getLogger("serving.observer")
@@ -44,10 +44,11 @@ class Observer:
     WAITING_BYTES = 64 * 1024 * 1024
     KEPT_BYTES_A_ROW = 8192  # of a larger row, such as a picture, nothing is kept but what was answered
 
-    def __init__(self, metrics: Metrics, record: Record | None = None) -> None:
-        """``record`` is called with what one version answered, in order; without it only drift is counted."""
+    def __init__(self, metrics: Metrics, record: Record | None = None, copy: Record | None = None) -> None:
+        """``record`` and ``copy`` are called with what one version answered, in order; drift is counted anyway."""
         self._metrics = metrics
         self._record = record
+        self._copy = copy
         self._waiting: list[Seen] = []
         self._rows = self._bytes = 0
         self._lock = threading.Lock()
@@ -100,6 +101,8 @@ class Observer:
             self._guarded(live, "drift", _count, together)
             if self._record is not None:
                 self._guarded(live, "ledger", self._record, together)
+            if self._copy is not None:
+                self._guarded(live, "shadow", self._copy, together)
         self._metrics.ledger.queue_rows.set(0)
 
     def _guarded(self, live: Live, what: str, work: Record, together: list[Seen]) -> None:
@@ -115,8 +118,6 @@ class Observer:
 
 class Recorder:
     """Writes predictions into the ledger's spool."""
-
-    ROUTE = "champion"
 
     def __init__(self, spool: Spool, metrics: LedgerMetrics, *, sample: float, omit: Sequence[str]) -> None:
         """``sample`` is the share of predictions that is kept; values of the columns in ``omit`` never are."""
@@ -143,7 +144,7 @@ class Recorder:
             model=bundle.name,
             version=bundle.version,
             digest=bundle.digest,
-            route=self.ROUTE,
+            route=live.route,
             features=names,
             classes=bundle.classes,
             never=self._omit,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 from flask import Blueprint, Response, request
 from prometheus_client.exposition import choose_encoder
 
 from serving.answers import json_response
+from serving.errors import InvalidInput
 from serving.exposition import Exposition
 from serving.payload import check_media, parsed
 from serving.service import Service
@@ -59,6 +63,11 @@ def _add_models(bp: Blueprint, service: Service) -> None:
     def drift(model: str | None = None) -> Response:
         return json_response(service.drift(model))
 
+    @bp.get("/model/compare")
+    @bp.get("/models/<model>/compare")
+    def compare(model: str | None = None) -> Response:
+        return json_response(service.compare(model, _margin(request.args.get("margin", "0"))))
+
     @bp.post("/feedback")
     def feedback() -> Response:
         check_media()
@@ -78,6 +87,14 @@ def _add_models(bp: Blueprint, service: Service) -> None:
                 "duration_s": round(done.duration_s, 3),
             }
         )
+
+
+def _margin(text: str) -> float:
+    """How much worse a challenger's quality may be. Raises `InvalidInput`."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (margin := float(text)) < math.inf:
+            return margin
+    raise InvalidInput("margin must be a number from 0 on")
 
 
 def _word(service: Service) -> str:

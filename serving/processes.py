@@ -59,6 +59,15 @@ def memory_bytes(pids: list[int]) -> int:
     return sum(_proportional_bytes(pid) for pid in pids)
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process, shared pages too; 0 where that cannot be told."""
+    try:
+        pages = int((PROC / "self" / "statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _threads(pid: int) -> Iterator[Path]:
     """A process has the children of each of its threads."""
     for thread in (PROC / str(pid) / "task").iterdir():

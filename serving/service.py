@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving import agent, drift, notes
+from serving.comparison import compare
 from serving.entropy import random_id
 from serving.errors import (
     DeadlineExceeded,
@@ -19,13 +22,15 @@ from serving.errors import (
     ModelNotReady,
     ServingError,
     TooManyRows,
+    UnknownModel,
 )
 from serving.exposition import Counted, Exposition
 from serving.ledger import Feedback, validated
+from serving.live import Live
 from serving.metrics import Metrics, Series
 from serving.observer import Observer, Seen
 from serving.state import LedgerState, ModelState
-from serving.store import Acknowledged, Live, Store
+from serving.store import Acknowledged, Store
 from serving.tensors import Batch, Prediction
 from serving.transforms.tabular import Reader
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from serving.tracing.spans import Tracer
 
 ACKNOWLEDGE_CHECK_S = 0.01
+MODEL_NAME = re.compile(r"[^\W_][\w .-]{0,127}")  # that may be added: it becomes the name of a folder
 
 log = logging.getLogger("serving.service")
 
@@ -191,8 +197,12 @@ class Service:
             log.exception("%s version %s failed", model, version)
             raise ModelFailed("the model failed on this input") from err
         finally:
-            self._inference_s[(model,)].observe(time.perf_counter() - started)
+            self._inference_s[model, version].observe(time.perf_counter() - started)
             self._predictions[model, version, outcome].inc(batch.rows)
+
+    def compare(self, name: str | None, margin: float = 0.0) -> dict[str, Any]:
+        """Champion and challenger side by side: see `serving.comparison`. Raises `UnknownModel` or `NoChallenger`."""
+        return compare(self.store.name(name), self._state_dir, self._exposition, margin=margin)
 
     def reload(self, name: str | None) -> Reloaded:
         """Look at the registry now, and wait until every living worker serves what it names.
@@ -214,6 +224,9 @@ class Service:
     def _reload(self, name: str, started: float) -> Reloaded:
         deadline = started + self._reload_timeout_s
         state = ModelState(self._state_dir, name)
+        challenger = ModelState(self._state_dir, name, ModelState.CHALLENGER)
+        if challenger.asks.is_dir():  # somebody follows one
+            agent.look(challenger)
         outcome = agent.ask(state, self._reload_timeout_s)
         if outcome is None:
             raise DeadlineExceeded(
@@ -244,8 +257,12 @@ class Service:
     def load(self, name: str) -> None:
         """`reload`, after `unload` is taken back: then the last good copy will do where the registry fails.
 
-        Raises what `reload` raises, and `DeadlineExceeded` or `LoadFailed` where not every worker serves it.
+        A model that is not served yet is added. Raises what `reload` raises, `DeadlineExceeded` or `LoadFailed` where
+        not every worker serves it, and `UnknownModel` where the registry has none of that name.
         """
+        if name not in self.store.names:
+            self._add(name)
+            return
         was_unloaded, started = self.store.load(name), time.perf_counter()
         try:
             workers = self.reload(name).workers
@@ -261,12 +278,25 @@ class Service:
         if not workers.settled:
             raise DeadlineExceeded(f"{workers.acknowledged} of {workers.total} workers serve it so far")
 
+    def _add(self, name: str) -> None:
+        """Serve a model that nobody named at the start, in every process, until the service starts anew."""
+        if not MODEL_NAME.fullmatch(name):
+            raise UnknownModel(f"{name[:80]!r} is no name of a model")
+        self.store.add(name)
+        try:
+            self.load(name)
+        except ServingError as err:
+            self.store.remove(name)
+            if err.status == UnknownModel.status:
+                raise UnknownModel(f"no model {name!r} here, and none to serve in the registry") from err
+            raise
+
     def unload(self, name: str) -> None:
         """Have the model answer nothing, in any worker, until `load` or until the service starts anew.
 
         Raises `DeadlineExceeded` where not every worker let go of it in time.
         """
-        deadline = time.perf_counter() + self._reload_timeout_s
+        name, deadline = self.store.name(name), time.perf_counter() + self._reload_timeout_s
         self.store.unload(name)
         while left := self.store.holding(name):
             if time.perf_counter() > deadline:
@@ -297,6 +327,7 @@ class Service:
             "digest": bundle.digest,
             "digest_recorded": bundle.digest_recorded,
             "runtime": bundle.runtime,
+            "variant": bundle.variant,
             "proof": bundle.proof_as_json(),
             "batching": live.batcher is not None,
             "cost": bundle.cost,
@@ -304,11 +335,28 @@ class Service:
             "classes": list(bundle.classes.names) if bundle.classes else None,
             "example": bundle.example["features"] if bundle.example else None,
             "loaded_at": live.loaded_at,
+            "costs": self._costs(live),
+            "challenger": self._challenger(name),
+            "rolled_back": notes.read(ModelState(self._state_dir, name).rolled_back),
             "workers": {"acknowledged": workers.acknowledged, "total": workers.total},
             "quality": self._quality(name, bundle.version),
             "service": {"version": self.build.version or None, "commit": self.build.commit or None},
             **status,
         }
+
+    def _costs(self, live: Live) -> dict[str, Any]:
+        """What a version costs a worker: the memory it grew by and the time it took to load it, and time for a row."""
+        disk = sum(path.stat().st_size for path in live.bundle.folder.rglob("*") if path.is_file())
+        row_s = live.warm_s if math.isfinite(live.warm_s) else None
+        return {"memory_bytes": live.memory_bytes, "disk_bytes": disk, "load_s": live.load_s, "row_s": row_s}
+
+    def _challenger(self, name: str) -> dict[str, Any] | None:
+        """Who challenges the live version, and how; or why the version behind the alias does not."""
+        state = ModelState(self._state_dir, name, ModelState.CHALLENGER)
+        desired, refused = notes.read(state.desired) or {}, (notes.read(state.status) or {}).get("refused")
+        if desired.get("bundle"):
+            return {key: desired[key] for key in ("version", "part", "since")}
+        return {key: refused[key] for key in ("version", "reason", "message")} if refused else None
 
     def _quality(self, name: str, version: str) -> dict[str, Any] | None:
         """How right the live version's answers were, as far as labels came."""
@@ -366,7 +414,7 @@ class Service:
         for name in self.store.names:
             try:
                 info = self.info(name)
-                keys = ("name", "version", "alias", "source", "fallback", "runtime", "loaded_at", "workers")
+                keys = ("name", "version", "alias", "source", "fallback", "runtime", "loaded_at", "costs", "workers")
                 lines.append({"ready": True, **{key: info[key] for key in keys}})
             except ServingError as err:
                 lines.append({"ready": False, "name": name, "error": str(err), **self._status(name)})

@@ -43,6 +43,16 @@ class Settings:
         "What to serve: a comma list of `name` (its alias `champion`), `name@alias` or `name/version`. "
         "The first answers routes that name no model.",
     )
+    ready_when: str = setting("all", "Ready when `all` models have a version to answer with, or when `any` has.")
+    challenger: str = setting(
+        "shadow",
+        "What a version behind the alias `challenger` does, where its tag `route` does not say: `off`, `shadow` (it "
+        "sees copies of what is asked), or the share of callers that it answers, such as `10%`.",
+    )
+    routing_header: str = setting(
+        "X-Routing-Key",
+        "The header that says who asks, so that a caller keeps its version; without it, it is the request's id.",
+    )
     state_dir: Path = setting(
         ROOT / ".state", "Bundles and notes of this service; survives restarts. Default: `.state` beside the code."
     )
@@ -58,6 +68,16 @@ class Settings:
         150.0, "How long `POST /model/reload` waits for the version and for every worker.", least=1
     )
     keep_bundles: int = setting(3, "Prepared versions kept on disk for each model, the live one included.", least=1)
+    auto_rollback: bool = setting(
+        False,
+        "Whether the alias goes back to the version before when a new one fails or is slow in its probation.",
+    )
+    probation_s: float = setting(600.0, "How long a new version is watched for that after it went live.", least=1)
+    rollback_error_ratio: float = setting(0.05, "It goes back if more than this share of rows fails.", least=0, most=1)
+    rollback_latency_ratio: float = setting(
+        2.0, "Or where 95 % of calls take more than so many times what they took before (and 1 ms).", least=1
+    )
+    rollback_min_rows: int = setting(50, "Not before so many rows (for the latency: calls) were counted.", least=1)
     bind_address: str = setting("127.0.0.1", "Address to listen on; `0.0.0.0` for all.")
     port: int = setting(5000, "Port to listen on.", least=1, most=65535)
     web_concurrency: int = setting(
@@ -74,6 +94,16 @@ class Settings:
     drain_s: float = setting(2.0, "After SIGTERM: how long to go on answering while readiness says no.", least=0)
     max_body_bytes: int = setting(64 * 1024 * 1024, "Largest request body.", least=1)
     max_rows: int = setting(100_000, "Most rows in one request.", least=1)
+    max_image_pixels: int = setting(
+        50_000_000,
+        "Most pixels of one picture, whose sides may have 16,384. A large one takes up to 16 bytes a pixel while it "
+        "is made small, one at a time in each worker.",
+        least=1,
+        most=89_478_485,  # beyond it Pillow itself speaks of bombs
+    )
+    max_images: int = setting(32, "Most pictures in one request.", least=1)
+    max_text_characters: int = setting(32_768, "Longest text that is made a vector of, in characters.", least=1)
+    max_texts: int = setting(2_048, "Most texts in one request, of models that make vectors of them.", least=1)
     metrics_port: int = setting(
         0,
         "Port on which gunicorn's master serves `/metrics` too, also when all workers are busy. 0: none.",
@@ -102,16 +132,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         _choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _choice("READY_WHEN", self.ready_when, ("all", "any"))
         _choice("LOG_FORMAT", self.log_format, ("auto", "json", "text"))
         if self.database_url and not self.database_url.startswith(DATABASES):
             raise SettingError(f"DATABASE_URL must start with one of {', '.join(DATABASES)}")  # it may hold a password
         if not self.models:
             raise SettingError("MODELS is empty; expected a comma list such as 'iris,fraud@challenger'")
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """The registered names in MODELS, without alias or version."""
-        return tuple(text.partition("@")[0].partition("/")[0] for text in self.models)
 
     @property
     def url(self) -> str:
@@ -161,7 +187,7 @@ def _fixed(row: Field[Any]) -> Any:
 
 def _shown(default: Any) -> str:
     text = ",".join(default) if isinstance(default, tuple) else str(default)
-    return f"`{text}`" if text else ""
+    return f"`{text.lower() if isinstance(default, bool) else text}`" if text else ""
 
 
 def _text(row: Field[Any], environ: Mapping[str, str]) -> str | None:
@@ -185,23 +211,31 @@ def _parse(row: Field[Any], text: str) -> Any:
     try:
         value = PARSERS[kind](text)
     except ValueError:
-        expected = {int: "a whole number", float: "a number"}.get(kind, "a path")
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a path")
         raise SettingError(f"{name} must be {expected}, not {text!r}") from None
     least, most = row.metadata["least"], row.metadata["most"]
     if least is not None and not value >= least:
         raise SettingError(f"{name} must be at least {least:g}, not {text}")
     if most is not None and not value <= most:
-        raise SettingError(f"{name} must be at most {most:g}, not {text}")
+        raise SettingError(f"{name} must be at most {most:.12g}, not {text}")
     return value
 
 
+SWITCH = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 PARSERS: dict[type, Callable[[str], Any]] = {
     str: str,
+    bool: lambda text: _switch(text),
     int: int,
     float: lambda text: _finite(float(text)),
     tuple: lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
     type(ROOT): lambda text: _absolute(Path(text)),
 }
+
+
+def _switch(text: str) -> bool:
+    if (word := text.strip().lower()) not in SWITCH:
+        raise ValueError(text)
+    return SWITCH[word]
 
 
 def _finite(number: float) -> float:

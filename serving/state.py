@@ -1,12 +1,17 @@
 """Where a service keeps what its processes share: one folder, whose paths are named here and nowhere else.
 
 <state>/service.lock, service.json        held by the service that uses this folder, and when it began
+<state>/models.json                       which models were added since it began
 <state>/agent.lock                        held by the one agent and the worker that keeps it
 <state>/models/<name>/desired.json        which bundle every worker should serve, by generation
 <state>/models/<name>/status.json         what the agent saw last: registry, refused version
 <state>/models/<name>/unloaded.json       this model is to answer nothing, by the service that was asked so
+<state>/models/<name>/probation.json      what was counted when the version on probation went live
+<state>/models/<name>/rolled_back.json    which version went back last without anybody being there, and why
 <state>/models/<name>/asks, answers/      "look now", and what came of it
 <state>/models/<name>/bundles/<key>/      prepared versions
+<state>/models/<name>/challenger/…        the same of the version that challenges it
+<state>/models/<name>/challenger/shadow/  what callers asked, on its way to a shadow
 <state>/workers/<id>.lock, <id>.json      living workers, and what each serves
 <state>/metrics/                          what each process counted
 <state>/ledger/spool/                     pages of predictions that wait for the database
@@ -24,16 +29,21 @@ from pathlib import Path
 
 
 class ModelState:
-    """The paths of one model."""
+    """The paths of one model, or of its challenger: ``of`` is `CHALLENGER` then."""
 
-    def __init__(self, state_dir: Path, name: str) -> None:
-        self.home = state_dir / "models" / name
+    CHALLENGER = "challenger"
+
+    def __init__(self, state_dir: Path, name: str, of: str = "") -> None:
+        self.home = state_dir / "models" / name / of
         self.desired = self.home / "desired.json"
         self.status = self.home / "status.json"
         self.unloaded = self.home / "unloaded.json"
+        self.probation = self.home / "probation.json"
+        self.rolled_back = self.home / "rolled_back.json"
         self.asks = self.home / "asks"
         self.answers = self.home / "answers"
         self.bundles = self.home / "bundles"
+        self.shadow = self.home / "shadow"
 
 
 class LedgerState:

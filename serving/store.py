@@ -7,58 +7,33 @@ in memory for that moment.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving import bundle as bundles
-from serving import drift, notes
-from serving.batching import Batcher
-from serving.batching.cost import GAINS_FROM_S, Cost
-from serving.bundle import Bundle, BundleUnreadable
+from serving import notes
 from serving.errors import ModelNotReady, UnknownModel
+from serving.live import Live, Loader
 from serving.metrics import Metrics
-from serving.runtimes import Predictor, runtime
+from serving.roster import Roster
+from serving.routing import CHALLENGER, CHAMPION, SHADOW, SPLIT, Part, is_challengers
 from serving.state import ModelState, Workers
-from serving.transforms import tabular
 
+ALL, ANY = "all", "any"  # when a service of several models is ready
 WATCH_S = 0.02
-WARM_UP_RUNS = 3
 
 log = logging.getLogger("serving.store")
 
 
 @dataclass(frozen=True, eq=False)
-class Live:
-    """A version that this worker serves."""
+class Split:
+    """A challenger that answers a share (0 to 1) of a model's callers."""
 
-    bundle: Bundle
-    predictor: Predictor
-    alias: str | None
-    source: str
-    generation: int
-    loaded_at: str
-    reader: tabular.Reader
-    warm_s: float = math.inf  # for one row, once warm; infinite where there is no example to tell
-    batcher: Batcher | None = None  # behind ``predictor``, where callers are answered together
-    drift: drift.Counter | None = None  # where the version has a profile
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How models are batched that gain from it."""
-
-    max_batch_rows: int
-    max_queue_rows: int
-    deadline_s: float
+    challenger: Live
+    share: float
 
 
 @dataclass(frozen=True)
@@ -76,18 +51,23 @@ class Acknowledged:
 
 
 class Store:
-    """The live version of each model in this process. The first of ``names`` answers where none is named."""
+    """The live version of each model in this process, and its challenger. The first model answers what names none."""
 
-    def __init__(
-        self, names: Sequence[str], state_dir: Path, metrics: Metrics, batching: Batching | None = None
-    ) -> None:
-        """Without ``batching`` every request is answered by itself."""
-        self._names = tuple(names)
-        self._states = {name: ModelState(state_dir, name) for name in names}
+    def __init__(self, roster: Roster, state_dir: Path, metrics: Metrics, loader: Loader, *, ready: str = ALL) -> None:
+        """Whether it is ready is asked of `ALL` or of `ANY` of its models."""
+        self._roster = roster
+        self._state_dir = state_dir
         self._metrics = metrics
-        self._batching = batching
+        self._loader = loader
+        self._ready_when = ready
+        self._names: tuple[str, ...] = ()
+        self._counted: set[str] = set()
+        self._states: dict[str, ModelState] = {}
+        self._challenger_states: dict[str, ModelState] = {}
         self._live: dict[str, Live] = {}
-        self._seen: dict[str, tuple[int, int] | None] = {}
+        self.splits: dict[str, Split] = {}  # by model, for who asks at every request whether there is any
+        self._shadows: dict[str, dict[str, Any]] = {}  # what is desired of a challenger that only sees copies
+        self._seen: dict[Path, tuple[int, int] | None] = {}
         self._errors: dict[str, dict[str, Any]] = {}
         self._service = state_dir / "service.json"
         self._unloaded: set[str] = set()
@@ -97,6 +77,7 @@ class Store:
         self._lock = self._workers.lock(self._id)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="store-watch", daemon=True)
+        self._enrol()
 
     def start(self) -> None:
         """Load what is desired now, then follow it in a thread.
@@ -105,7 +86,7 @@ class Store:
         """
         self._lock.acquire()
         for name in self._names:
-            self._metrics.start_at_zero(name)
+            self._count(name)
         self._acknowledge()
         self._refresh()
         self._thread.start()
@@ -115,7 +96,7 @@ class Store:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        for live in self._live.values():
+        for live in (*self._live.values(), *(split.challenger for split in self.splits.values())):
             if live.batcher is not None:
                 live.batcher.close()
         self._workers.note(self._id).unlink(missing_ok=True)
@@ -124,7 +105,22 @@ class Store:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All models; the same object until one is added."""
         return self._names
+
+    def add(self, name: str) -> bool:
+        """Have every process of this service serve the model too, until it starts anew; False where it does already.
+
+        Raises ValueError for what is no name, and OSError where it cannot be noted.
+        """
+        added = self._roster.add(name)
+        self._enrol()
+        return added
+
+    def remove(self, name: str) -> None:
+        """Take `add` back. Raises OSError."""
+        self._roster.remove(name)
+        self._enrol()
 
     def name(self, name: str | None) -> str:
         """``name``, or the default model's. Raises `UnknownModel`."""
@@ -142,13 +138,29 @@ class Store:
             raise ModelNotReady(f"{name!r} is unloaded, until it is loaded again")
         if live is None:
             raise ModelNotReady(f"no version of {name!r} is live yet")
-        if version is not None and version != live.bundle.version:
-            raise UnknownModel(f"version {version!r} of {name!r} is not live; version {live.bundle.version} is")
-        return live
+        if version is None or version == live.bundle.version:
+            return live
+        split = self.splits.get(name)
+        if split is not None and version == split.challenger.bundle.version:
+            return split.challenger
+        raise UnknownModel(f"version {version[:80]!r} of {name!r} is not live; version {live.bundle.version} is")
+
+    def routed(self, live: Live, key: str) -> Live:
+        """The version that answers the caller called ``key``: ``live``, or its challenger where that has a share."""
+        split = self.splits.get(live.bundle.name)
+        if split is None or live.route != CHAMPION or not is_challengers(split.share, live.bundle.name, key):
+            return live
+        return split.challenger
+
+    def shadow(self, name: str) -> str | None:
+        """The version that is to see copies of what the model is asked; None where there is none."""
+        desired = self._shadows.get(name)
+        return None if desired is None else str(desired["version"])
 
     def ready(self) -> bool:
-        """Whether every model has a warm version; one that was unloaded is meant to have none."""
-        return all(name in self._live or self.unloaded(name) for name in self._names)
+        """Whether the models have a warm version, all or any of them; one that was unloaded is meant to have none."""
+        here = [name in self._live or self.unloaded(name) for name in self._names]
+        return all(here) if self._ready_when == ALL else any(here)
 
     def unloaded(self, name: str) -> bool:
         """Whether this worker knows that the model is to answer nothing."""
@@ -194,17 +206,44 @@ class Store:
                 log.exception("following what is desired failed")  # and is tried again at the next change
                 self._stop.wait(1.0)
 
+    def _enrol(self) -> None:
+        """Know the models of the roster."""
+        names = self._roster.names
+        if names == self._names:
+            return
+        for name in names:
+            if name not in self._states:
+                self._challenger_states[name] = ModelState(self._state_dir, name, ModelState.CHALLENGER)
+                self._states[name] = ModelState(self._state_dir, name)
+        for name in set(self._states) - set(names):
+            del self._states[name]
+            self._dismiss(name)
+            _retire(self._live.pop(name, None))
+        self._names = names
+
+    def _count(self, name: str) -> None:
+        """Have the model's series exist. Of one that was added only when it is there: anybody may name one."""
+        if name not in self._counted:
+            self._counted.add(name)
+            self._metrics.start_at_zero(name)
+
     def _refresh(self) -> None:
-        for name, state in self._states.items():
+        self._enrol()
+        for name, state in list(self._states.items()):
             if self._let_go(name, state.unloaded):
                 continue
-            stamp = notes.stamp(state.desired)
-            if stamp is None or stamp == self._seen.get(name):
-                continue
-            desired = notes.read(state.desired)
-            if desired is not None:
+            if (desired := self._changed(state.desired)) is not None:
                 self._swap(name, desired)
-            self._seen[name] = stamp
+            if (challenger := self._changed(self._challenger_states[name].desired)) is not None:
+                self._challenge(name, challenger)
+
+    def _changed(self, path: Path) -> dict[str, Any] | None:
+        """The note at ``path``, if it is another than last time."""
+        stamp = notes.stamp(path)
+        if stamp is None or stamp == self._seen.get(path):
+            return None
+        self._seen[path] = stamp
+        return notes.read(path)
 
     def _let_go(self, name: str, path: Path) -> bool:
         """Whether the model is unloaded; if that is new, it is from here on."""
@@ -216,10 +255,10 @@ class Store:
             self._unloaded.discard(name)
             return False
         self._unloaded.add(name)
-        self._seen.pop(name, None)  # what is desired is loaded again when the note is gone
-        previous = self._live.pop(name, None)
-        if previous is not None and previous.batcher is not None:
-            previous.batcher.retire()
+        for state in (self._states[name], self._challenger_states[name]):
+            self._seen.pop(state.desired, None)  # what is desired is loaded again when the note is gone
+        self._dismiss(name)
+        _retire(self._live.pop(name, None))
         self._acknowledge()
         log.info("%s: unloaded", name)
         return True
@@ -234,74 +273,71 @@ class Store:
 
     def _swap(self, name: str, desired: dict[str, Any]) -> None:
         """Load, warm, then one assignment. If anything fails the old version stays, and the note says why."""
-        started = time.perf_counter()
+        live = self._loaded(name, desired, self._states[name], CHAMPION)
+        if live is None:
+            return
+        self._count(name)
+        previous = self._live.get(name)
+        self._live[name] = live
+        _retire(previous)
+        self._errors.pop(name, None)
+        self._acknowledge()
+        log.info("%s: version %s is live (%s, %.3f s)", name, live.bundle.version, live.source, live.load_s)
+
+    def _challenge(self, name: str, desired: dict[str, Any]) -> None:
+        """Have a challenger take its part, or none. One that only sees copies is not loaded here: see `shadow`."""
+        part = Part.parse(desired["part"]) if desired["bundle"] is not None else None
+        live, before = None, self.splits.get(name)
+        if part is not None and part.kind == SPLIT:
+            same = before is not None and before.challenger.bundle.folder.name == Path(desired["bundle"]).name
+            state = self._challenger_states[name]
+            live = before.challenger if before and same else self._loaded(name, desired, state, CHALLENGER)
+        if live is None:
+            self._dismiss(name)
+        else:
+            assert part is not None
+            self.splits[name] = Split(live, part.share)
+            if before is not None and before.challenger is not live:
+                _retire(before.challenger)
+        if part is not None and part.kind == SHADOW:
+            self._shadows[name] = desired
+        else:
+            self._shadows.pop(name, None)
+        self._acknowledge()
+        said = f"version {desired['version']} takes part: {part}" if part else "nobody challenges"
+        log.info("%s: %s", name, said)
+
+    def _dismiss(self, name: str) -> None:
+        """Nobody challenges from here on."""
+        self._shadows.pop(name, None)
+        split = self.splits.pop(name, None)
+        _retire(split.challenger if split is not None else None)
+
+    def _loaded(self, name: str, desired: dict[str, Any], state: ModelState, route: str) -> Live | None:
+        """What ``desired`` names, warm; None where that fails, and the note says why."""
         try:
-            live = self._load(name, desired)
+            live = self._loader.load(name, state.home, desired, route)
         except Exception as err:
             log.exception("%s: version %s cannot be loaded", name, desired.get("version"))
             self._metrics.load_failures.labels(name, "worker_load_failed").inc()
-            self._errors[name] = {"generation": desired.get("generation", 0), "error": f"{type(err).__name__}: {err}"}
+            if route == CHAMPION:
+                failed = {"generation": desired.get("generation", 0), "error": f"{type(err).__name__}: {err}"}
+                self._errors[name] = failed
             self._acknowledge()
-            return
-        previous = self._live.get(name)
-        self._live[name] = live
-        if previous is not None and previous.batcher is not None:
-            previous.batcher.retire()
-        self._errors.pop(name, None)
-        duration_s = time.perf_counter() - started
-        self._metrics.load_s.labels(name).observe(duration_s)
-        self._acknowledge()
-        log.info("%s: version %s is live (%s, %.3f s)", name, live.bundle.version, live.source, duration_s)
-
-    def _load(self, name: str, desired: dict[str, Any]) -> Live:
-        bundle = bundles.read(self._states[name].home / desired["bundle"])
-        if bundle.name != name:
-            raise BundleUnreadable(f"the bundle is of {bundle.name}")
-        predictor = runtime(bundle.runtime).load(bundle.folder)
-        reader = tabular.Reader(bundle.signature)
-        warm_s = _warm(predictor, reader, bundle.example["features"]) if bundle.example is not None else math.inf
-        loaded_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        alias, source, generation = desired["alias"], desired["source"], desired["generation"]
-        batcher = self._batcher(bundle, predictor) if warm_s >= GAINS_FROM_S else None
-        if batcher is not None:
-            predictor = partial(batcher, deadline_s=self._batching.deadline_s if self._batching else None)
-        counter = self._drift_counter(bundle)
-        return Live(bundle, predictor, alias, source, generation, loaded_at, reader, warm_s, batcher, counter)
-
-    def _drift_counter(self, bundle: Bundle) -> drift.Counter | None:
-        """What counts this version's rows; a profile that cannot be used costs the watching, not the serving."""
-        self._metrics.start_version_at_zero(bundle.name, bundle.version)
-        plain = notes.read(bundle.folder / drift.FILE_NAME)
-        if plain is None:
             return None
-        try:
-            profile = drift.Profile.from_json(plain)
-        except ValueError as err:
-            log.warning("%s: version %s is not watched for drift: %s", bundle.name, bundle.version, err)
-            return None
-        return drift.Counter(profile, bundle.classes, self._metrics.drift(bundle.name, bundle.version))
-
-    def _batcher(self, bundle: Bundle, predictor: Predictor) -> Batcher | None:
-        """For a version whose callers gain when they are answered together, by what prepare measured."""
-        if self._batching is None or not bundle.batching or bundle.cost is None:
-            return None
-        self._metrics.queue_limit_rows.labels(bundle.name).set(self._batching.max_queue_rows)
-        return Batcher(
-            predictor,
-            max_batch_rows=self._batching.max_batch_rows,
-            max_queue_rows=self._batching.max_queue_rows,
-            cost=Cost.from_json(bundle.cost),
-            on_batch=self._metrics.batch_rows.labels(bundle.name).observe,
-            on_dropped=self._metrics.dropped_rows.labels(bundle.name).inc,
-            on_waiting=self._metrics.waiting_rows.labels(bundle.name).set,
-            on_waited=self._metrics.queue_s.labels(bundle.name).observe,
-        )
+        self._metrics.load_s.labels(name).observe(live.load_s)
+        return live
 
     def _acknowledge(self) -> None:
         """Say what this worker serves. A full disk must not stop it from serving."""
-        models = {name: _said(live) for name, live in self._live.items()}
+        said = {
+            "pid": os.getpid(),
+            "models": {name: _said(live) for name, live in self._live.items()},
+            "challengers": {name: _said(split.challenger) for name, split in self.splits.items()},
+            "errors": self._errors,
+            "unloaded": sorted(self._unloaded),
+        }
         try:
-            said = {"pid": os.getpid(), "models": models, "errors": self._errors, "unloaded": sorted(self._unloaded)}
             notes.write(self._workers.note(self._id), said)
         except OSError as err:
             log.error("cannot acknowledge: %s", err.strerror)
@@ -321,14 +357,6 @@ def _said(live: Live) -> dict[str, Any]:
     }
 
 
-def _warm(predictor: Predictor, reader: tabular.Reader, features: list[Any]) -> float:
-    """Run the model until it is warm; the least time that one row took, in seconds."""
-    batch, many = reader(features)
-    predictor(batch)
-    row, _ = reader(features[:1]) if many else (batch, many)
-    times = []
-    for _ in range(WARM_UP_RUNS):
-        started = time.perf_counter()
-        predictor(row)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _retire(live: Live | None) -> None:
+    if live is not None and live.batcher is not None:
+        live.batcher.retire()

@@ -15,10 +15,10 @@ from serving import telemetry
 from serving.answers import error_headers, json_response
 from serving.body import WholeBody
 from serving.errors import BodyTooLarge, ServingError
+from serving.live import Live
 from serving.metrics import SECONDS, HttpMetrics, Metrics, Named
 from serving.protocols import Protocol
 from serving.service import Service
-from serving.store import Live
 from serving.telemetry import Request, RequestLog, failure
 
 if TYPE_CHECKING:

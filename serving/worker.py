@@ -5,7 +5,8 @@ closing its connection, so that balancers and clients move away on their own. Th
 listen queue, closes the listener, and ends when the last answer is out.
 
 `InlineWorker`: a small request that has come in whole, and that the application calls cheap, is answered on the loop's
-own thread. Handing it to the pool costs more than the answer, and lets its siblings overtake it halfway.
+own thread. Handing it to the pool costs more than the answer, and lets its siblings overtake it halfway. What goes to
+a model that the application calls slow has a pool of its own, so that a few pictures do not hold everybody else up.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import inspect
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -35,7 +37,10 @@ LINGER_BYTES = 1 << 16
 SMALL_BYTES = 1 << 14  # what is read at once of a connection; no cheap request is longer
 SEND_S = 30.0  # how long a client may take to read the rest of an answer
 
+SLOW_NICENESS = 5  # of the threads for slow models: whoever asks for little goes first
+
 Cheap = Callable[[str, int], bool]
+Slow = Callable[[str], bool]
 
 SCRIPT_NAME = os.environ.get("SCRIPT_NAME", "")  # gunicorn takes it for where the application is mounted
 
@@ -127,20 +132,25 @@ class InlineWorker(DrainingWorker):
 
     Such an answer is small and comes without waiting for anything. Without that callable, and where requests are not
     plain HTTP/1 from the first byte, all go to the pool. The loop never waits for a client, whatever that client does.
+    ``app.extensions["slow"](path)`` says which go to a pool of their own.
     """
 
     _cheap: Cheap | None = None
+    _slow: Slow | None = None
     _left = INLINE_PER_TURN
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lingering: dict[Any, int] = {}  # connection -> bytes that it may still send; the oldest first
         self._environ: dict[str, Any] = {}
+        self._for_slow: set[Any] = set()  # connections whose next request is for a slow model
+        self._slow_pool = ThreadPoolExecutor(self.cfg.threads, "slow", initializer=_stand_back)
 
     def run(self) -> None:
         special = self.cfg.is_ssl, "h2" in self.cfg.http_protocols, self.cfg.proxy_protocol != "off", SCRIPT_NAME
         if not any(special):
-            self._cheap = getattr(self.wsgi, "extensions", {}).get("cheap")
+            extensions = getattr(self.wsgi, "extensions", {})
+            self._cheap, self._slow = extensions.get("cheap"), extensions.get("slow")
         self._environ = base_environ(self.cfg) | FOR_ALL
         super().run()
 
@@ -159,6 +169,11 @@ class InlineWorker(DrainingWorker):
 
     def enqueue_req(self, conn: Any) -> None:
         """A new connection waits for its first request on the loop, not on a thread of the pool."""
+        if conn in self._for_slow:
+            self._for_slow.remove(conn)
+            handling = self._slow_pool.submit(self.handle, conn)
+            handling.add_done_callback(lambda fs: self.method_queue.defer(self.finish_request, conn, fs))
+            return
         if self._cheap is None or conn.initialized or conn.data_ready:
             super().enqueue_req(conn)
             return
@@ -198,6 +213,8 @@ class InlineWorker(DrainingWorker):
             if request and not self._names_a_scheme(conn, request) and self._cheap(request.path, len(request.body)):
                 self._left -= 1
                 return request
+            if self._slow is not None and self._slow(_path(data)):
+                self._for_slow.add(conn)
         except Exception:
             self.log.exception("cannot tell whether a request is cheap")
         conn.parser.unreader.unread(data)
@@ -290,6 +307,18 @@ class InlineWorker(DrainingWorker):
         self.poller.unregister(conn.sock)
         self.nr_conns -= 1
         conn.close()
+
+
+def _path(data: bytes) -> str:
+    """The path of the request that ``data`` begins with, as far as a choice between two pools needs to know it."""
+    target = data.split(b"\r\n", 1)[0].split(b" ")[1:2]
+    return target[0].split(b"?", 1)[0].decode("latin-1") if target else ""
+
+
+def _stand_back() -> None:
+    """This thread's work is long: on a busy machine it comes after what is short. On Linux only."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SLOW_NICENESS)
 
 
 def _ends(conn: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def config(home: Path) -> Config:
         poll_interval_s=60,
         prepare_timeout_s=5,
         keep_bundles=1,
+        challenger="shadow",
         url="",
         log_level="error",
         log_format="json",

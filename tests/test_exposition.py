@@ -21,6 +21,7 @@ from serving import exposition, notes
 from serving.drift import FILE_NAME, Bins, Profile, smoothed
 from serving.exposition import Counted, Exposition, fold, fold_the_dead
 from serving.metrics import Metrics
+from serving.roster import Roster
 from serving.settings import ROOT
 from serving.state import LedgerState, ModelState, Workers
 
@@ -32,7 +33,7 @@ metrics = Metrics(CollectorRegistry())
 metrics.start_at_zero("iris")
 rows = int(sys.argv[1])
 metrics.predictions.labels("iris", "1", "ok").inc(rows)
-metrics.inference_s.labels("iris").observe(0.003)
+metrics.inference_s.labels("iris", "1").observe(0.003)
 metrics.in_flight.begin()
 metrics.in_flight.write()
 print(os.getpid())
@@ -68,7 +69,7 @@ def metrics_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, metrics_dir: Path) -> Exposition:
-    return Exposition(["iris"], tmp_path, metrics_dir, spool_limit_bytes=1000)
+    return Exposition(Roster(["iris"], tmp_path), tmp_path, metrics_dir, spool_limit_bytes=1000)
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -86,8 +87,8 @@ def test_processes_add_up_and_the_dead_stay_counted(service: Exposition, metrics
     counted = [key for key in before if key[0].endswith(("_total", "_bucket", "_sum", "_count"))]
     assert {key: after.get(key) for key in counted} == {key: before[key] for key in counted}
     assert value(service, "ml_in_flight_requests") is None
-    assert value(service, "ml_inference_duration_seconds_count", model="iris") == 2
-    assert value(service, "ml_inference_duration_seconds_bucket", model="iris", le="0.005") == 2
+    assert value(service, "ml_inference_duration_seconds_count", model="iris", version="1") == 2
+    assert value(service, "ml_inference_duration_seconds_bucket", model="iris", version="1", le="0.005") == 2
 
 
 def test_a_hundred_dead_leave_two_files(metrics_dir: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_hundred_dead_leave_two_files(metrics_dir: Path) -> None:
         fold(metrics_dir, 900_000 + dead)
     fold(metrics_dir, pid)
     assert sorted(path.name for path in metrics_dir.glob("*.db")) == ["counter_dead.db", "histogram_dead.db"]
-    service = Exposition(["iris"], metrics_dir.parent, metrics_dir)
+    service = Exposition(Roster(["iris"], metrics_dir.parent), metrics_dir.parent, metrics_dir)
     assert value(service, "ml_predictions_total", model="iris", version="1", outcome="ok") == 101
 
 
@@ -176,7 +177,7 @@ def test_scrapes_do_not_wait_for_each_other(service: Exposition, metrics_dir: Pa
 def test_a_process_by_itself_shows_its_own(tmp_path: Path) -> None:
     own = CollectorRegistry()
     Metrics(own).predictions.labels("iris", "1", "ok").inc(5)
-    alone = Exposition(["iris"], tmp_path, None, own)
+    alone = Exposition(Roster(["iris"], tmp_path), tmp_path, None, own)
     assert value(alone, "ml_predictions_total", model="iris", version="1", outcome="ok") == 5
 
 
@@ -296,7 +297,7 @@ def test_counted_rows_are_those_of_one_version(tmp_path: Path) -> None:
     metrics.drift("iris", "2").feature("width", "> 1")(40)
     metrics.drift("iris", "1").missing("width")(3)
     metrics.drift("iris", "1").output("class", "setosa")(2)
-    counted = Counted(Exposition(["iris"], tmp_path, None, own).collect(), "iris", "1")
+    counted = Counted(Exposition(Roster(["iris"], tmp_path), tmp_path, None, own).collect(), "iris", "1")
     assert counted.features("width", "> 1") == 4
     assert counted.features("width", "<= 1") == 0
     assert counted.missing("width") == 3

@@ -14,22 +14,38 @@ from serving.settings import ROOT
 
 # From top to bottom. A module may import those below it, and others of its own package; never its neighbours.
 LAYERS = (
-    {"app", "gunicorn_conf", "ledger.__main__"},
+    {"app", "gunicorn_conf", "ledger.__main__", "__main__"},
     {"web", "worker", "lane"},
     {"protocols", "ops", "openapi", "pages", "security", "body", "exchange"},
     {"service"},
-    {"observer"},
-    {"store", "routing", "agent"},
+    {"store", "agent", "comparison", "promotion", "table"},
+    {"shadows", "probation"},
+    {"shadow"},
+    {"observer", "copies"},
+    {"live"},
     {"child"},
     {"prepare", "follower"},
     {"precompiled"},
-    {"compile", "runtimes", "transforms", "batching", "drift", "ledger", "registry", "reference", "mlmodel"},
+    {
+        "compile",
+        "runtimes",
+        "transforms",
+        "batching",
+        "drift",
+        "ledger",
+        "registry",
+        "reference",
+        "mlmodel",
+        "agreement",
+    },
     {"bundle", "kernels", "difference", "exposition", "payload"},
-    {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers", "processes"},
+    {"roster"},
+    {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers", "processes", "routing"}
+    | {"verdict", "counts"},
     {"settings"},
     {"errors", "entropy"},
 )
-KNOWS_SETTINGS = {"app", "gunicorn_conf", "ledger.__main__"}  # everything else takes plain named arguments
+KNOWS_SETTINGS = {"app", "gunicorn_conf", "ledger.__main__", "__main__"}  # everything else takes plain named arguments
 
 MODULE_LINES, FUNCTION_LINES = 450, 45
 NO_HOMES = {"utils", "util", "helpers", "common", "misc", "base", "core"}

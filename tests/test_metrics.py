@@ -71,7 +71,6 @@ def test_there_is_no_series_before_a_model_is_named(metrics: Metrics, registry: 
 @pytest.mark.parametrize(
     "name",
     [
-        "ml_inference_duration_seconds_count",
         "ml_model_load_duration_seconds_count",
         "ml_queue_duration_seconds_count",
         "ml_batch_rows_count",
@@ -162,9 +161,9 @@ def test_the_edges_rise() -> None:
 
 
 def test_a_time_falls_in_its_bucket(metrics: Metrics, registry: CollectorRegistry) -> None:
-    metrics.inference_s.labels("iris").observe(0.003)
+    metrics.inference_s.labels("iris", "1").observe(0.003)
     below, above = (
-        registry.get_sample_value("ml_inference_duration_seconds_bucket", {"model": "iris", "le": edge})
+        registry.get_sample_value("ml_inference_duration_seconds_bucket", {"model": "iris", "version": "1", "le": edge})
         for edge in ("0.0025", "0.005")
     )
     assert (below, above) == (0, 1)

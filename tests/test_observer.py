@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from serving.bundle import Bundle, Proof
 from serving.drift import Bins, Counter, Profile, smoothed
 from serving.ledger import Spool
+from serving.live import Live
 from serving.metrics import Metrics
 from serving.observer import Observer, Recorder, Seen
-from serving.store import Live
 from serving.tensors import Batch, Classes, Field, Prediction, Signature
 from serving.transforms.tabular import Reader
 

@@ -14,9 +14,11 @@ from samples import column_signature, write_sklearn
 from serving import drift, notes
 from serving.digest import folder_digest
 from serving.errors import ModelNotReady, UnknownModel
+from serving.live import Loader
 from serving.metrics import Metrics
 from serving.prepare import Job, prepare
 from serving.registry import Auth, Version
+from serving.roster import Roster
 from serving.state import ModelState
 from serving.store import Store
 from serving.transforms import tabular
@@ -62,8 +64,16 @@ class Pod:
         note = {"generation": self.generation, "bundle": f"bundles/{version}", "version": version}
         notes.write(self.state.desired, {**note, "alias": "champion", "source": "registry"})
 
-    def start(self) -> Store:
-        store = Store(["m"], self.home / "state", Metrics(CollectorRegistry()))
+    def challenge(self, version: str | None, part: str) -> None:
+        self.generation += 1
+        note = {"generation": self.generation, "bundle": version and f"../bundles/{version}", "version": version}
+        state = ModelState(self.home / "state", "m", ModelState.CHALLENGER)
+        notes.write(state.desired, {**note, "part": part, "alias": "challenger", "source": "registry"})
+
+    def start(self, ready: str = "all") -> Store:
+        metrics = Metrics(CollectorRegistry())
+        roster = Roster(["m"], self.home / "state")
+        store = Store(roster, self.home / "state", metrics, Loader(metrics), ready=ready)
         self.stores.append(store)
         store.start()
         return store
@@ -190,3 +200,84 @@ def test_a_profile_that_cannot_be_used_costs_the_watching_only(
     assert live.drift is None
     assert live.bundle.version == "1"
     assert "is not watched for drift" in caplog.text
+
+
+# --- challengers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_challenger_answers_its_share(pod: Pod) -> None:
+    pod.prepare("1", 10)
+    pod.prepare("2", 100)
+    pod.desire("1")
+    pod.challenge("2", "40%")
+    store = pod.start()
+    wait(lambda: "m" in store.splits)
+    live = store.live()
+    routes = [store.routed(live, f"caller {number}").route for number in range(1000)]
+    assert 330 < routes.count("challenger") < 470
+    assert routes == [store.routed(live, f"caller {number}").route for number in range(1000)]
+    assert store.live("m", "2") is store.splits["m"].challenger
+    assert store.routed(store.live("m", "2"), "anybody").bundle.version == "2"
+
+
+def test_another_share_loads_nothing_anew(pod: Pod) -> None:
+    pod.prepare("1", 10)
+    pod.prepare("2", 100)
+    pod.desire("1")
+    pod.challenge("2", "10%")
+    store = pod.start()
+    wait(lambda: "m" in store.splits)
+    challenger = store.splits["m"].challenger
+    pod.challenge("2", "20%")
+    wait(lambda: store.splits["m"].share == 0.2)
+    assert store.splits["m"].challenger is challenger
+    pod.challenge(None, "")
+    wait(lambda: "m" not in store.splits)
+    with pytest.raises(UnknownModel, match="version '2' of 'm' is not live"):
+        store.live("m", "2")
+
+
+def test_a_shadow_is_not_loaded_by_workers(pod: Pod) -> None:
+    pod.prepare("1", 10)
+    pod.desire("1")
+    pod.challenge("2", "shadow")
+    store = pod.start()
+    wait(lambda: store.shadow("m") == "2")
+    assert store.splits == {}
+    pod.challenge(None, "")
+    wait(lambda: store.shadow("m") is None)
+
+
+def test_a_challenger_that_cannot_be_loaded_leaves_the_champion_alone(pod: Pod) -> None:
+    pod.prepare("1", 10)
+    pod.desire("1")
+    pod.challenge("nowhere", "50%")
+    store = pod.start()
+    wait(store.ready)
+    assert {store.routed(store.live(), f"caller {number}").bundle.version for number in range(50)} == {"1"}
+    assert store.acknowledged("m").acknowledged == 1
+
+
+# --- models that are added -------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_added_and_taken_back(pod: Pod) -> None:
+    pod.prepare("1", 10)
+    pod.desire("1")
+    store = pod.start()
+    wait(store.ready)
+    assert store.add("other")
+    assert store.names == ("m", "other")
+    assert not store.ready()
+    store.remove("other")
+    assert store.names == ("m",)
+    assert store.ready()
+
+
+def test_any_of_its_models_may_be_enough(pod: Pod) -> None:
+    pod.prepare("1", 10)
+    pod.desire("1")
+    store = pod.start(ready="any")
+    wait(store.ready)
+    store.add("other")
+    assert store.ready()

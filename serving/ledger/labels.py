@@ -16,6 +16,7 @@ from serving.ledger.database import Database
 from serving.ledger.feedback import Label
 from serving.ledger.schema import labels, predictions, versions
 from serving.ledger.scores import scores
+from serving.ledger.twins import original, twin
 from serving.tensors import Classes
 
 SLICE = 2000
@@ -88,7 +89,18 @@ def settle(connection: sa.Connection, database: Database, asks: Sequence[Ask]) -
         settled.answers.append({**answer, "unknown": list(answer["unknown"])})
     changed = {key: one for key, one in held.items() if before.get(key) != one}
     _store(connection, database, changed, predicted)
+    share(connection, database, [(twin(key[0]), key[1]) for key in changed])
     return settled
+
+
+def share(connection: sa.Connection, database: Database, twins: Collection[Key]) -> None:
+    """Let the labels of champions' predictions count for the shadows' beside them, as far as both are here."""
+    predicted = _predicted(connection, database, set(twins))
+    if not predicted:
+        return
+    held = _held(connection, database, {(original(key[0]), key[1]) for key in predicted})
+    theirs = {(twin(key[0]), key[1]): label for key, label in held.items()}
+    _store(connection, database, theirs, predicted)
 
 
 def join(connection: sa.Connection, database: Database) -> Settled:

@@ -12,9 +12,11 @@ import sqlalchemy as sa
 
 from serving.ledger import schema
 from serving.ledger.database import Database
+from serving.ledger.labels import share
 from serving.ledger.page import Line, Row, read
 from serving.ledger.session import Session
 from serving.ledger.spool import waiting
+from serving.routing import SHADOW
 from serving.state import LedgerState
 
 TRANSACTION_ROWS = 5000
@@ -22,6 +24,7 @@ TRANSACTION_PAGES = 100
 STATEMENT_ROWS = 2000
 LARGE_BYTES = 4 * 1024 * 1024  # a page beyond is put in part by part, so that what was done of it stays done
 MAX_BAD = 100
+ID, ROW, ROUTE = (list(schema.predictions.columns.keys()).index(name) for name in ("prediction_id", "row", "route"))
 MAX_BAD_BYTES = 1_000_000
 
 log = logging.getLogger("serving.ledger")
@@ -125,6 +128,8 @@ class Mover:
         for start in range(0, len(rows), STATEMENT_ROWS):
             self._session.go_on()
             self._database.put(connection, schema.predictions, rows[start : start + STATEMENT_ROWS])
+        if shadows := [(row[ID], row[ROW]) for row in rows if row[ROUTE] == SHADOW]:
+            share(connection, self._database, shadows)
 
     def _lines(self, path: Path) -> Iterator[Line]:
         try:

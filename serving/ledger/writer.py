@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from serving import notes
 from serving.ledger import schema
+from serving.ledger.contests import Contest, standing
 from serving.ledger.database import Database
 from serving.ledger.inbox import Inbox, Waiting
 from serving.ledger.labels import Settled, join, known, settle
@@ -64,12 +65,17 @@ class Writer:
         max_rows: int = 1_000_000,
         window_days: float = 30.0,
         hooks: Hooks | None = None,
+        contests: Callable[[], list[Contest]] = list,
     ) -> None:
-        """``window_days`` is what quality looks back on. Raises `SettingError` when ``url`` cannot be one."""
+        """``window_days`` is what quality looks back on; ``contests`` gives those that are on.
+
+        Raises `SettingError` when ``url`` cannot be one.
+        """
         self._database = Database(url or state.default_url)
         self._session = Session(self._database)
         self._state = state
         self._hooks = hooks or Hooks()
+        self._contests = contests
         self._inbox = Inbox(state)
         self._mover = Mover(self._database, self._session, state, written=self._written, lost=self._hooks.lost)
         self._window = timedelta(days=window_days)
@@ -227,7 +233,8 @@ class Writer:
             self._count(joined)
         with self._session.transaction(writes=False) as connection:
             found = quality(connection, datetime.now(UTC) - self._window)
-        self._note.quality(found)
+            standings = [standing(connection, contest) for contest in self._contests()]
+        self._note.quality(found, standings)
         self._quality_due_at = now + max(QUALITY_LEAST_S, SHARE * (time.monotonic() - now))
 
 
@@ -251,8 +258,8 @@ class _Note:
         self._write()
         return reachable != before
 
-    def quality(self, found: list[dict[str, Any]]) -> None:
-        self._content["quality"] = found
+    def quality(self, found: list[dict[str, Any]], standings: list[dict[str, Any]]) -> None:
+        self._content.update(quality=found, contests=standings)
         self._write()
 
     def _write(self) -> None:

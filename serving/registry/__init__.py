@@ -11,12 +11,13 @@ from serving.registry.local import LocalFiles
 from serving.registry.login import Auth
 from serving.registry.rest import RestRegistry
 from serving.registry.sqlite import SqliteRegistry
-from serving.registry.versions import BREAKING_TAG, DEFAULT_ALIAS, DIGEST_TAG, Ref, Version
+from serving.registry.versions import BREAKING_TAG, DEFAULT_ALIAS, DIGEST_TAG, ROUTE_TAG, Ref, Version
 
 __all__ = [
     "BREAKING_TAG",
     "DEFAULT_ALIAS",
     "DIGEST_TAG",
+    "ROUTE_TAG",
     "Auth",
     "ClientRegistry",
     "LocalFiles",

@@ -38,16 +38,21 @@ class ClientRegistry:
 
     def _connect(self) -> Any:
         if self._client is None:
-            try:
-                from mlflow import MlflowClient
-
-                self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
-            except ImportError as err:
-                what = f"registry {_scheme(self._uri)} needs the full mlflow package: {err}"
-                raise RegistryUnreachable(what) from err
-            except Exception as err:
-                raise RegistryUnreachable(f"registry {_scheme(self._uri)}: {_reason(err)}") from err
+            self._client = connected(self._uri)
         return self._client
+
+
+def connected(uri: str) -> Any:
+    """MLflow's client for what is behind ``uri``. Raises `RegistryUnreachable` where it cannot read that."""
+    try:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except ImportError as err:
+        what = f"registry {_scheme(uri)} needs the full mlflow package: {err}"
+        raise RegistryUnreachable(what) from err
+    except Exception as err:
+        raise RegistryUnreachable(f"registry {_scheme(uri)}: {_reason(err)}") from err
 
 
 def _scheme(uri: str) -> str:

@@ -10,6 +10,7 @@ DEFAULT_ALIAS = "champion"
 # Tags of a model version that this service reads.
 DIGEST_TAG = "artifact_digest"  # what `folder_digest` gave when the version was registered
 BREAKING_TAG = "breaking_change"  # "true": clients were told that the signature changes
+ROUTE_TAG = "route"  # the part that it takes as a challenger: `serving.routing.Part`
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Version:
     run_id: str | None = None
     digest: str | None = None  # as recorded when it was registered
     breaking: bool = False
+    route: str | None = None  # as its tag has it
 
     @classmethod
     def registered(
@@ -52,4 +54,5 @@ class Version:
     ) -> Version:
         """What a registry tells of the version that ``ref`` names."""
         breaking = (tags.get(BREAKING_TAG) or "").lower() == "true"
-        return cls(ref.name, version, ref.alias, "registry", location, run_id or None, tags.get(DIGEST_TAG), breaking)
+        plain = ref.name, version, ref.alias, "registry", location, run_id or None, tags.get(DIGEST_TAG)
+        return cls(*plain, breaking, tags.get(ROUTE_TAG))

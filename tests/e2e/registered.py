@@ -93,6 +93,55 @@ class Registered:
         (folder / drift.FILE_NAME).write_text(json.dumps(made.as_json()))
         return self.add(folder)
 
-    def point(self, version: str, alias: str = "champion") -> None:
-        """Move the alias."""
+    def add_misbehaving(self, how: str) -> str:
+        """Register a version that ``raises``, ``hangs`` or ``is slow`` for flowers of more than a metre."""
+        import mlflow
+        from sklearn.datasets import load_iris
+
+        X, y = load_iris(return_X_y=True, as_frame=True)
+        folder = self.home / f"model-{len(self.folders) + 1}"
+        mlflow.sklearn.save_model(
+            _misbehaving(how).fit(X, y),
+            folder,
+            signature=mlflow.models.infer_signature(X, y),
+            input_example=X.head(3),
+            metadata={"class_names": CLASS_NAMES},
+            serialization_format="cloudpickle",
+        )
+        return self.add(folder)
+
+    def add_as(self, name: str, version: str) -> None:
+        """Register a version once more, as the champion of another model."""
+        folder = self.folders[version]
+        self._client.create_registered_model(name)
+        made = self._client.create_model_version(name, str(folder), tags={DIGEST_TAG: folder_digest(folder)})
+        self._client.set_registered_model_alias(name, "champion", made.version)
+
+    def point(self, version: str, alias: str = "champion", *, route: str | None = None) -> None:
+        """Move the alias; with ``route``, the version's tag first."""
+        if route is not None:
+            self._client.set_model_version_tag("iris", version, "route", route)
         self._client.set_registered_model_alias("iris", alias, version)
+
+    def no_challenger(self) -> None:
+        """Take that alias away."""
+        self._client.delete_registered_model_alias("iris", "challenger")
+
+
+def _misbehaving(how: str) -> Any:
+    """A classifier that goes along in its own pickle, because no server has this file."""
+    from sklearn.linear_model import LogisticRegression
+
+    class Misbehaves(LogisticRegression):
+        def predict_proba(self, rows: Any) -> Any:
+            import time
+
+            import numpy as np
+
+            if np.asarray(rows)[:, 0].max() > 100:
+                if how == "raises":
+                    raise RuntimeError("not today")
+                time.sleep(600 if how == "hangs" else 0.5)
+            return super().predict_proba(rows)
+
+    return Misbehaves(max_iter=500)
