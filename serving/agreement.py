@@ -22,11 +22,11 @@ def compare(champion: Prediction, challenger: Prediction) -> tuple[np.ndarray, n
         return np.zeros(len(ours), bool), np.ones(len(ours))
     if ours.dtype.kind == "f" and champion.probabilities is None:
         return _numbers(ours, theirs) if ours.ndim == 1 else _vectors(ours, theirs)
-    equal = np.asarray(ours == theirs).reshape(len(ours), -1).all(axis=1)
+    equal = np.asarray(np.all(np.asarray(ours == theirs).reshape(len(ours), -1), axis=1))
     if champion.probabilities is None or challenger.probabilities is None:
         return equal, (~equal).astype(float)
     apart = np.abs(np.asarray(champion.probabilities) - np.asarray(challenger.probabilities))
-    return equal, np.nan_to_num(apart.reshape(len(ours), -1).max(axis=1), nan=1.0)
+    return equal, np.asarray(np.nan_to_num(apart.reshape(len(ours), -1).max(axis=1), nan=1.0))
 
 
 def _numbers(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
