@@ -181,3 +181,19 @@ def test_the_libraries_are_recorded_as_they_are_installed() -> None:
 def test_a_proof_says_what_was_compared() -> None:
     assert Proof(5, 1e-9, 1e-6).as_json() == {"rows": 5, "largest_difference": 1e-9, "tolerance": 1e-6}
     assert Proof(0, None, None, "none").as_json()["note"] == "none"
+
+
+def test_a_copy_is_the_same_bundle_elsewhere(sealed: Bundle, tmp_path: Path) -> None:
+    made = bundles.copy(sealed, tmp_path / "other" / "bundles" / "3-abc")
+    assert bundles.read(made.folder, verify=True) == replace(sealed, folder=made.folder)
+    assert (made.folder / "graph").samefile(sealed.folder / "graph")  # shared, not written twice
+    assert [path.name for path in made.folder.parent.iterdir()] == ["3-abc"]
+
+
+def test_a_copy_that_cannot_be_made_leaves_nothing(sealed: Bundle, tmp_path: Path) -> None:
+    (sealed.folder / "graph").unlink()
+    (sealed.folder / "graph").symlink_to(tmp_path / "gone")
+    target = tmp_path / "other" / "bundles" / "3-abc"
+    with pytest.raises((OSError, BundleUnreadable)):
+        bundles.copy(sealed, target)
+    assert not list(target.parent.glob(".prepare-*"))
