@@ -20,6 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from serving.errors import RegistryUnreachable, UnknownModel
 from serving.registry import Auth, Ref, registry_at
+from serving.registry.moves import Aliases, Move, actor
 from serving.settings import Settings
 from training.data import Data, Rows
 from training.failure import brief, without_password
@@ -69,6 +70,11 @@ def register(model_id: str, name: str, tags: Mapping[str, str]) -> ModelVersion:
         return mlflow.register_model(f"models:/{model_id}", name, tags=dict(tags))
 
 
+def describe(version: ModelVersion, words: str) -> None:
+    """Write what people read first of a registered version."""
+    MlflowClient().update_model_version(version.name, version.version, words)
+
+
 def set_tags(version: ModelVersion, tags: Mapping[str, str]) -> None:
     """Set tags of a registered version."""
     client = MlflowClient()
@@ -86,9 +92,17 @@ def behind(name: str, alias: str) -> ModelVersion | None:
         raise
 
 
-def move(alias: str, version: ModelVersion) -> None:
-    """Let the alias name ``version``."""
-    MlflowClient().set_registered_model_alias(version.name, alias, version.version)
+def move(alias: str, version: ModelVersion) -> str | None:
+    """Let the alias name ``version``; what it named before."""
+    aliases = Aliases(MlflowClient())
+    before = aliases.holder(version.name, alias)
+    aliases.move(version.name, alias, str(version.version))
+    return before
+
+
+def record(alias: str, version: ModelVersion, before: str | None, gate: str) -> None:
+    """Put on record that `move` was done; ``gate`` is what let it pass."""
+    Aliases(MlflowClient()).record(version.name, Move(alias, before, str(version.version), actor(), "trained", gate))
 
 
 def fetch(version: ModelVersion, into: Path) -> Path:

@@ -5,11 +5,10 @@ So what turned out to be true of the one is true of the other, and no caller nee
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
-from serving.ledger.schema import identifier
+if TYPE_CHECKING:  # a worker that writes pages needs no SQLAlchemy
+    import sqlalchemy as sa
 
 DIGIT = 14  # where a UUID, as text, says its version
 ORIGINAL, TWIN = "7", "8"  # by the time; and the one whose meaning is free
@@ -27,6 +26,10 @@ def original(prediction_id: str) -> str:
 
 def original_of(column: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
     """`original` in SQL."""
+    import sqlalchemy as sa
+
+    from serving.ledger.schema import identifier
+
     text = sa.cast(column, sa.Text)
     parts = sa.func.substr(text, 1, DIGIT) + ORIGINAL + sa.func.substr(text, DIGIT + 2)
     return sa.cast(parts, identifier())
@@ -34,4 +37,6 @@ def original_of(column: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
 
 def is_twin(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Whether a prediction is a shadow's, in SQL."""
+    import sqlalchemy as sa
+
     return sa.func.substr(sa.cast(column, sa.Text), DIGIT + 1, 1) == TWIN
