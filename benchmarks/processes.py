@@ -74,6 +74,10 @@ class Server:
         """What it and all that it started cost: their own pages, and their shares of those they share."""
         return proportional_set_kb(self._members()) * 1024 / 1e6
 
+    def cpu_s(self) -> float:
+        """Seconds of processor time of it and all that it started and that still runs."""
+        return cpu_ticks(self._members()) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """SIGTERM to it; whatever is left of it and its children after `STOP_S` is killed."""
         members = self._members()
@@ -113,6 +117,15 @@ def proportional_set_kb(pids: Iterable[int], proc: Path = Path("/proc")) -> int:
         with contextlib.suppress(OSError):
             lines = (proc / str(pid) / "smaps_rollup").read_text().splitlines()
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def cpu_ticks(pids: Iterable[int], proc: Path = Path("/proc")) -> int:
+    """The sum of their user and system time; a process that is gone has none."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += sum(map(int, (proc / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[11:13]))
     return total
 
 

@@ -39,7 +39,7 @@ class Rows:
         """The inputs as named columns; an array is one column called ``input``."""
         if not hasattr(self.inputs, "columns"):
             return Batch(("input",), (self.inputs,))
-        return Batch(tuple(self.inputs.columns), tuple(self.inputs[name].to_numpy() for name in self.inputs.columns))
+        return Batch(tuple(self.inputs.columns), tuple(_array(self.inputs[name]) for name in self.inputs.columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,12 @@ class Data:
             content.update(_bytes(column))
         content.update(_bytes(self.rows.labels))
         return content.hexdigest()[:32]
+
+
+def _array(column: Any) -> np.ndarray:
+    """A column's values; a gap among texts is None, as the service has it."""
+    values: np.ndarray = column.to_numpy()
+    return values if values.dtype != object else column.astype(object).where(column.notna(), None).to_numpy()
 
 
 def _bytes(column: np.ndarray) -> bytes:

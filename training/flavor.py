@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.models import infer_signature
+from sklearn.model_selection import FixedThresholdClassifier
 
 from serving.tensors import Prediction
 
@@ -29,7 +30,12 @@ class ScikitLearn:
         return Prediction(np.asarray(model.predict(inputs)), probabilities)
 
     def log(self, model: Any, inputs: Any, class_names: tuple[str, ...]) -> str:
-        """Log the model under the active run as ``model``; the versions that it ran with are its requirements."""
+        """Log the model under the active run as ``model``; the versions that it ran with are its requirements.
+
+        A threshold that decides for the second of two classes is a parameter of the run, and part of the metadata.
+        """
+        decision = _decision(model, class_names)
+        mlflow.log_params(decision)
         logged = mlflow.sklearn.log_model(
             model,
             name="model",
@@ -38,13 +44,19 @@ class ScikitLearn:
             serialization_format="skops",
             skops_trusted_types=list(self.trusted),
             pip_requirements=[f"{package}=={version(package)}" for package in self.packages],
-            metadata={"class_names": list(class_names)},
+            metadata={"class_names": list(class_names), **decision},
         )
         return logged.model_id
 
     def load(self, folder: Path) -> Any:
         """The model in ``folder``, with the types that its own MLmodel trusts: only for what we registered."""
         return mlflow.sklearn.load_model(str(folder))
+
+
+def _decision(model: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(model, FixedThresholdClassifier) or model.threshold == "auto":
+        return {}
+    return {"threshold": float(model.threshold), "positive_class": class_names[1]}
 
 
 def _spread(inputs: Any) -> Any:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.inspection import permutation_importance
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_curve
 
 from training.data import Data
+from training.decision import Costs
 
 INK, PALE, STRONG = "#1f2933", "#9aa5b1", "#2563a8"
 MOST_FEATURES = 20
-SHUFFLES = 5
+SHUFFLES, SHUFFLED_ROWS = 5, 5000
+CALIBRATED = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)  # where cases are rare, most of what matters is at the end
 
 
 def of_classifier(model: Any, data: Data) -> dict[str, Figure]:
@@ -45,11 +47,61 @@ def confusion(model: Any, data: Data) -> Figure:
     return figure
 
 
-def importance(model: Any, data: Data) -> Figure:
-    """How much worse the log loss gets when one feature's values are shuffled among the holdout rows."""
-    found = permutation_importance(
-        model, data.holdout.inputs, data.holdout.labels, scoring="neg_log_loss", n_repeats=SHUFFLES, random_state=0
-    )
+def precision_recall(scores: np.ndarray, labels: np.ndarray, threshold: float) -> Figure:
+    """How many of those that are flagged are cases, by how many of the cases are; marked where the threshold is."""
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    figure, axes = _canvas(f"Precision and recall, {len(labels)} holdout rows", width=6, height=5)
+    axes.step(recall, precision, where="post", color=STRONG)
+    at = min(int(np.searchsorted(thresholds, threshold)), len(thresholds) - 1)
+    axes.plot(recall[at], precision[at], "o", color=INK)
+    axes.annotate(f"threshold {threshold:.3f}", (recall[at], precision[at]), (8, 8), textcoords="offset points")
+    axes.axhline(labels.mean(), color=PALE, linestyle="--", label="by chance")
+    axes.set_xlabel("recall: share of the cases that are flagged")
+    axes.set_ylabel("precision: share of the flagged that are cases")
+    axes.legend(frameon=False)
+    return figure
+
+
+def calibration(scores: np.ndarray, labels: np.ndarray) -> Figure:
+    """How often it is a case where a probability is given; a model that is right about itself lies on the line."""
+    edges = np.unique(np.quantile(scores, CALIBRATED))
+    places = np.searchsorted(edges, scores, side="right")
+    groups = [places == k for k in range(len(edges) + 1)]
+    points = [(scores[group].mean(), labels[group].mean(), group.sum()) for group in groups if group.any()]
+    given, seen, rows = map(np.array, zip(*points, strict=True))
+    figure, axes = _canvas(f"Calibration, {len(labels)} holdout rows", width=6, height=5)
+    axes.plot([0, 1], [0, 1], color=PALE, linestyle="--")
+    spread = np.sqrt(np.maximum(seen * (1 - seen), 1e-12) / rows)
+    axes.errorbar(given, seen, yerr=2 * spread, fmt="o-", color=STRONG, ecolor=PALE, capsize=3)
+    for axis in (axes.set_xscale, axes.set_yscale):
+        axis("symlog", linthresh=0.01)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("probability that was given, mean of the group")
+    axes.set_ylabel("share of cases, ± two standard errors")
+    return figure
+
+
+def cost(scores: np.ndarray, labels: np.ndarray, threshold: float, costs: Costs) -> Figure:
+    """What a thousand rows cost by the threshold, beside flagging nobody."""
+    thresholds, each = costs.curve(scores, labels)
+    figure, axes = _canvas("Cost over threshold", width=6, height=5)
+    axes.step(thresholds, 1000 * each, where="mid", color=STRONG)
+    axes.axhline(1000 * each[0], color=PALE, linestyle="--", label="nobody flagged")
+    axes.axvline(threshold, color=INK, linewidth=0.8, label=f"chosen: {threshold:.3f}")
+    axes.set_xscale("log")
+    axes.set_xlim(1e-3, 1)
+    axes.set_ylim(0, 2.5 * 1000 * each[0])
+    axes.set_xlabel("least probability that is flagged")
+    axes.set_ylabel(f"cost of 1000 rows; a miss {costs.missed:g}, a false alarm {costs.false_alarm:g}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def importance(model: Any, data: Data, scoring: str = "neg_log_loss") -> Figure:
+    """How much worse a metric of scikit-learn's gets when one feature's values are shuffled among the holdout rows."""
+    rows = data.holdout.sample(SHUFFLED_ROWS)
+    found = permutation_importance(model, rows.inputs, rows.labels, scoring=scoring, n_repeats=SHUFFLES, random_state=0)
     order = np.argsort(found.importances_mean)[-MOST_FEATURES:]
     names = [data.rows.batch().names[position] for position in order]
     figure, axes = _canvas("Feature importance", width=7, height=1.6 + 0.5 * len(order))
@@ -61,7 +113,9 @@ def importance(model: Any, data: Data) -> Figure:
         error_kw={"ecolor": PALE, "capsize": 3},
         height=0.6,
     )
-    axes.set_xlabel(f"rise of the holdout's log loss when shuffled, mean ± deviation of {SHUFFLES}")
+    metric = scoring.removeprefix("neg_").replace("_", " ")
+    turn = "rise" if scoring.startswith("neg_") else "fall"
+    axes.set_xlabel(f"{turn} of the holdout's {metric} when shuffled, mean ± deviation of {SHUFFLES}")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.grid(axis="x", color=PALE, alpha=0.3)
     axes.set_axisbelow(True)
