@@ -283,11 +283,11 @@ def _example(artifacts: Path, signature: Signature) -> dict[str, Any] | None:
             rows = json.loads((artifacts / "input_example.json").read_text(encoding="utf-8"))
     if not isinstance(rows, list) or not rows:
         return None
-    try:
-        _, many = tabular.parse(signature, rows)
-    except ServingError:
-        return None  # examples may be params, raw text or an older shape: they warm a worker, they prove nothing
-    return {"features": _without_nan(rows[:EXAMPLE_ROWS] if many else [rows])}
+    for given in (rows, _without_nan(rows)):  # pandas writes the gap in a column of texts as NaN
+        with contextlib.suppress(ServingError):
+            _, many = tabular.parse(signature, given)
+            return {"features": _without_nan(given[:EXAMPLE_ROWS] if many else [given])}
+    return None  # examples may be params, raw text or an older shape: they warm a worker, they prove nothing
 
 
 def _without_nan(value: Any) -> Any:

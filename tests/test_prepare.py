@@ -241,6 +241,18 @@ def test_a_version_that_prints_is_prepared_all_the_same(tmp_path: Path, place: P
     assert in_child(folder, place).runtime == "sklearn"
 
 
+def test_a_gap_in_an_example_is_a_gap_also_among_texts(tmp_path: Path, place: Path) -> None:
+    folder = write_sklearn(
+        tmp_path / "model",
+        model_that(lambda rows: np.zeros(len(rows))),
+        dump=cloudpickle.dumps,
+        signature={"inputs": json.dumps([{"name": "t", "type": "string", "required": False}])},
+    )
+    written = {"columns": ["t"], "data": [[float("nan")], ["x"]]}  # as pandas writes it
+    (folder / "input_example.json").write_text(json.dumps(written))
+    assert in_child(folder, place).example == {"features": [{"t": None}, {"t": "x"}]}
+
+
 def test_what_a_version_does_in_the_background_holds_nobody_up(tmp_path: Path, place: Path) -> None:
     class Busy:
         n_features_in_ = 2
