@@ -165,7 +165,7 @@ def _objectives() -> Row:
 
 def model() -> Dashboard:
     """What is live, how right it is, and whether the data has moved."""
-    rows = [_live(), _loads(), _answers(), _drift(), _truth(), _ledger()]
+    rows = [_live(), _loads(), _answers(), _contest(), _drift(), _truth(), _ledger()]
     features = variable("feature", f"label_values(ml_reference_bin_ratio{{{MODEL}}}, feature)", "Feature")
     return Dashboard("mlflow-live-model", "Model", [_job(), _model(), features], rows)
 
@@ -232,6 +232,46 @@ def _answers() -> Row:
         Panel("Shift of predictions, last hour", "none", shift, "PSI against training.", width=24),
     ]
     return Row("Predictions", panels)
+
+
+def _contest() -> Row:
+    """Champion and challenger: the share that each answers, and what a shadow makes of its copies."""
+    of, legend, count = "model, version", "{{model}} {{version}}", "ml_predictions_total"
+
+    def shown(outcomes: str, by: str = of) -> str:
+        return rate("ml_shadow_rows_total", f"{MODEL}{outcomes}", by)
+
+    share = f"{rate(count, MODEL, of)} / on (model) group_left () {rate(count, MODEL, 'model')}"
+    buckets = rate("ml_inference_duration_seconds_bucket", MODEL, f"le, {of}")
+    compared, each = shown(', outcome=~"agreed|disagreed"'), shown("", f"{of}, outcome")
+    agreed = shown(', outcome="agreed"') + f" / {compared}"
+    apart = f"{rate('ml_shadow_difference_total', MODEL, of)} / {compared}"
+    failed = shown(', outcome="failed"') + " / " + shown(', outcome!="dropped"')
+    quality = [(f"model_metric:ml_quality:avg{{{MODEL}}}", f"{legend} {{{{metric}}}}")]
+    panels = [
+        Panel("Share of the rows, by version", "percentunit", [(share, legend)], stacked=True),
+        Panel("In the model, by version", "s", [(f"histogram_quantile(0.95, {buckets})", f"{legend} p95")]),
+        Panel("Quality, by version", "none", quality, "On live rows whose truth is known."),
+        Panel(
+            "Rows that a shadow was shown",
+            "rowsps",
+            [(each, f"{legend} {{{{outcome}}}}")],
+            "Dropped: it had no time for them.",
+            stacked=True,
+        ),
+        Panel("Agrees with the champion", "percentunit", [(agreed, legend)], "Share of the rows that both answered."),
+        Panel("How far apart they are, mean", "none", [(apart, legend)], "0: the same answer. 1: another one."),
+        Panel(
+            "Shadow rows that failed", "percentunit", [(failed, legend)], "Alerts above the line.", limit=0.05, width=12
+        ),
+        Panel(
+            "Versions that went back in their probation",
+            "short",
+            [(rises("ml_rollbacks_total", MODEL, "model, reason"), "{{model}} {{reason}}")],
+            width=12,
+        ),
+    ]
+    return Row("Competing versions", panels)
 
 
 def _drift() -> Row:

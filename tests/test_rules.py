@@ -56,6 +56,12 @@ def test_the_rules_do_what_their_cases_say(cases: Path) -> None:
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_groups_are_evaluated_in_one_order(cases: Path) -> None:
+    groups = [group["name"] for group in yaml.safe_load(RULES.read_text())["groups"]]
+    assert yaml.safe_load(cases.read_text())["group_eval_order"] == groups
+
+
 @promtool
 def test_lint_finds_a_rule_that_is_there_twice(tmp_path: Path) -> None:
     rule = {"record": "job:x:sum", "expr": "sum by (job) (x)"}
