@@ -27,6 +27,7 @@ import orjson
 from serving.tensors import Batch, Classes, Prediction
 
 MAX_VALUES = 1000  # of one row's features, and of its output; what has more is not kept
+MAX_VECTOR = 100  # of one row's output that is a vector: with what turned out to be true no longer one is ever compared
 MAX_JSON_BYTES = 64 * 1024  # the same, where values are texts or lists
 MAX_DEPTH = 100
 LINE_ROWS = 5000  # so that neither side ever holds much more at once
@@ -160,7 +161,7 @@ def _output(predictions: list[Prediction]) -> tuple[Any, Any]:
             return None, None
         named = [one.named for one in predictions if one.named is not None]
         return {name: _plain(_joined([one[name] for one in named])) for name in first.named}, None
-    if int(np.prod(first.values.shape[1:])) > MAX_VALUES:
+    if int(np.prod(first.values.shape[1:])) > MAX_VECTOR:
         return None, None
     values = _plain(_joined([one.values for one in predictions]))
     chances = [one.probabilities for one in predictions if one.probabilities is not None]
