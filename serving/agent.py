@@ -40,6 +40,7 @@ from serving.state import LedgerState, Lock, ModelState
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITER_END_S = 3.0
+ROSTER_S = 0.1
 
 log = logging.getLogger("serving.agent")
 
@@ -89,7 +90,7 @@ def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) ->
     followers = _Followers(config, auth, metrics, stop, Path(shared) if shared else None)
     while not stop.is_set():
         followers.follow([Ref.parse(text) for text in roster()])
-        stop.wait(TICK_S)
+        stop.wait(ROSTER_S)
     followers.join()
     if writer is not None:
         writer.join(WRITER_END_S)  # what it does not write now it writes at the next start

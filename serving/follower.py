@@ -29,7 +29,7 @@ from serving.routing import OFF, Part
 from serving.state import ModelState
 from serving.tensors import Signature
 
-TICK_S = 0.02
+TICK_S, CHALLENGER_TICK_S = 0.02, 0.1  # nobody waits for a challenger
 ANSWER_KEPT_S = 600.0  # an answer nobody fetched (its worker died) is removed after this
 RETRY_S = (1.0, 60.0)  # first and longest pause after a preparation that failed through no fault of the version
 MAY_COME = ("missing_files",)  # an upload may not be through, a bucket may be restored
@@ -99,7 +99,7 @@ class Follower:
                 due = time.monotonic() + poll_interval_s * random.uniform(0.9, 1.0)
                 outcome = self.look(asked=bool(asks))
                 self._answer(asks, outcome)
-            stop.wait(TICK_S)
+            stop.wait(TICK_S if self._challenge is None else CHALLENGER_TICK_S)
 
     def _rival(self) -> object | None:
         """Differs whenever a challenger has another version to be compared with."""

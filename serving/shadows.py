@@ -40,6 +40,8 @@ class ShadowKeeper:
         self._bundle: str | None = None
         self._version = ""
         self._retry_at, self._retry_s = 0.0, PAUSE_S[0]
+        self._seen: object = None
+        self._known: tuple[str | None, str] = (None, "")
 
     def keep(self, stop: threading.Event) -> None:
         """Until ``stop``."""
@@ -71,10 +73,12 @@ class ShadowKeeper:
 
     def _wanted(self) -> tuple[str | None, str]:
         """The bundle that is to see copies, and its version."""
-        desired = notes.read(self._state.desired)
-        if desired is None or desired["bundle"] is None or desired["part"] != SHADOW:
-            return None, ""
-        return desired["bundle"], desired["version"]
+        stamp = notes.stamp(self._state.desired)
+        if stamp != self._seen:
+            self._seen, desired = stamp, notes.read(self._state.desired)
+            wanted = desired is not None and desired["bundle"] is not None and desired["part"] == SHADOW
+            self._known = (desired["bundle"], desired["version"]) if desired is not None and wanted else (None, "")
+        return self._known
 
     def _start(self, bundle: str) -> None:
         # What it serves is no secret of the agent's, whose environment has what opens the registry.

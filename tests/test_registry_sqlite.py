@@ -47,6 +47,7 @@ class Store:
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Made once: MLflow takes seconds to set up a file."""
+    import mlflow
     from mlflow import MlflowClient
 
     home = tmp_path_factory.mktemp("sqlite")
@@ -54,6 +55,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow looks a logged model up there, whatever its client was told
+        mlflow.set_tracking_uri(None)  # and not where a test before this one said
         _fill(client, home)
         for name in ODD_NAMES:
             client.create_registered_model(name)
