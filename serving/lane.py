@@ -113,15 +113,17 @@ class Lane:
         found = self._found("POST", path)
         if found is None or body_bytes > CHEAP_BODY_BYTES:
             return False
-        live = found[1]
-        split = self._store.splits.get(live.bundle.name)
-        may_answer = (live,) if split is None else (live, split.challenger)
-        return all(_longest_s(one, body_bytes) < CHEAP_S for one in may_answer)
+        return all(_longest_s(one, body_bytes) < CHEAP_S for one in self._may_answer(found[1]))
 
     def slow(self, path: str) -> bool:
         """Whether a POST there goes to a model that takes `SLOW_S` or more for a single row."""
         found = self._found("POST", path)
-        return found is not None and SLOW_S <= found[1].warm_s < math.inf
+        return found is not None and any(SLOW_S <= one.warm_s < math.inf for one in self._may_answer(found[1]))
+
+    def _may_answer(self, live: Live) -> tuple[Live, ...]:
+        """The version that a path asks for, and the one that challenges it."""
+        split = self._store.splits.get(live.bundle.name)
+        return (live,) if split is None else (live, split.challenger)
 
     def _found(self, method: str, path: str) -> tuple[Place, Live, bool] | None:
         """Where ``path`` leads, the version that it asks for, and whether it names that version itself.

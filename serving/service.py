@@ -282,11 +282,12 @@ class Service:
         """Serve a model that nobody named at the start, in every process, until the service starts anew."""
         if not MODEL_NAME.fullmatch(name):
             raise UnknownModel(f"{name[:80]!r} is no name of a model")
-        self.store.add(name)
+        ours = self.store.add(name)
         try:
             self.load(name)
         except ServingError as err:
-            self.store.remove(name)
+            if ours:  # else somebody else's attempt is under way
+                self.store.remove(name)
             if err.status == UnknownModel.status:
                 raise UnknownModel(f"no model {name!r} here, and none to serve in the registry") from err
             raise

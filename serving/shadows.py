@@ -35,7 +35,6 @@ class ShadowKeeper:
         self._metrics = metrics
         self._hung_s = hung_s
         self._state = ModelState(Path(task.state_dir), task.model, ModelState.CHALLENGER)
-        self._champion = ModelState(Path(task.state_dir), task.model)
         self._child: subprocess.Popen[bytes] | None = None
         self._bundle: str | None = None
         self._version = ""
@@ -97,8 +96,8 @@ class ShadowKeeper:
             self._metrics.shadow_rows.labels(self._task.model, self._version, "failed").inc(rows)
             (self._state.shadow / page["page"]).unlink(missing_ok=True)
             (self._state.shadow / AT_WORK).unlink(missing_ok=True)
-        log.warning("%s: the shadow of version %s %s; the next starts in %g s", self._task.model, self._version, how,
-                    self._retry_s)  # fmt: skip
+        who = self._task.model, self._version
+        log.warning("%s: the shadow of version %s %s; the next starts in %g s", *who, how, self._retry_s)
         self._retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, PAUSE_S[1])
 

@@ -66,7 +66,7 @@ class Store:
         self._challenger_states: dict[str, ModelState] = {}
         self._live: dict[str, Live] = {}
         self.splits: dict[str, Split] = {}  # by model, for who asks at every request whether there is any
-        self._shadows: dict[str, dict[str, Any]] = {}  # what is desired of a challenger that only sees copies
+        self._shadows: dict[str, str] = {}  # the version of a challenger that only sees copies
         self._seen: dict[Path, tuple[int, int] | None] = {}
         self._errors: dict[str, dict[str, Any]] = {}
         self._service = state_dir / "service.json"
@@ -111,7 +111,7 @@ class Store:
     def add(self, name: str) -> bool:
         """Have every process of this service serve the model too, until it starts anew; False where it does already.
 
-        Raises ValueError for what is no name, and OSError where it cannot be noted.
+        Raises OSError where it cannot be noted.
         """
         added = self._roster.add(name)
         self._enrol()
@@ -154,8 +154,7 @@ class Store:
 
     def shadow(self, name: str) -> str | None:
         """The version that is to see copies of what the model is asked; None where there is none."""
-        desired = self._shadows.get(name)
-        return None if desired is None else str(desired["version"])
+        return self._shadows.get(name)
 
     def ready(self) -> bool:
         """Whether the models have a warm version, all or any of them; one that was unloaded is meant to have none."""
@@ -300,7 +299,7 @@ class Store:
             if before is not None and before.challenger is not live:
                 _retire(before.challenger)
         if part is not None and part.kind == SHADOW:
-            self._shadows[name] = desired
+            self._shadows[name] = desired["version"]
         else:
             self._shadows.pop(name, None)
         self._acknowledge()

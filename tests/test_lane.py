@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from served import MAX_BODY_BYTES
 
 from serving.errors import ModelNotReady
 from serving.lane import CHEAP_BODY_BYTES, Lane
+from serving.live import SLOW_S
 
 ROW = b'{"features": [5.1, 3.5, 1.4, 0.2]}'
 HOUSE = b'{"features": ["Ulm", 2, 50.0, false]}'
@@ -161,6 +163,17 @@ def test_large_bodies_and_unknown_models_are_not_cheap(app: Flask, monkeypatch: 
     assert not cheap("/models/iris/predict", CHEAP_BODY_BYTES + 1)
     assert not cheap("/models/tulips/predict", 30)
     assert not cheap("/reload", 30)
+
+
+def test_who_takes_long_over_one_row_is_slow(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, live = app.wsgi_app.slow, app.extensions["service"].store.live("iris")
+    for warm_s, expected in [(0.0001, False), (SLOW_S, True), (1.5, True), (math.inf, False)]:  # inf: never warmed
+        monkeypatch.setitem(vars(live), "warm_s", warm_s)
+        assert slow("/models/iris/predict") is expected
+    monkeypatch.setitem(vars(live), "warm_s", 1.5)
+    assert not slow("/models/prices/predict")
+    assert not slow("/models/tulips/predict")
+    assert not slow("/reload")
 
 
 def test_the_lane_is_what_the_server_calls(app: Flask, client: FlaskClient) -> None:

@@ -58,7 +58,11 @@ def broken(answer):
     raise ValueError("half")
 
 
-application.extensions = {"service": SimpleNamespace(draining=False), "cheap": cheap}
+application.extensions = {
+    "service": SimpleNamespace(draining=False),
+    "cheap": cheap,
+    "slow": lambda path: path.startswith("/slow"),
+}
 """
 CONF = """
 from serving import worker
@@ -327,6 +331,17 @@ def test_clients_that_dribble_hold_the_pool_and_not_the_loop(server: Server) -> 
             time.sleep(0.02)
             client.sock.sendall(bytes([byte]))
         assert client.answer().words[:4] == ["pool", "POST", "/fast", "4"]
+
+
+def test_slow_models_hold_up_nobody_else(server: Server) -> None:
+    """Four requests of a second each, on a worker of two threads: whoever asks for something else does not wait."""
+    clients = [server.client() for _ in range(4)]
+    for client in clients:
+        client.send("/slow-sleep?1")
+    time.sleep(0.2)  # they are being answered
+    assert seconds(lambda: server.client().ask("/pool")) < 0.8
+    assert [client.answer().where for client in clients] == ["pool"] * 4
+    assert clients[0].ask("/pool").where == "pool"  # the connection is as good as any other
 
 
 def test_connections_that_say_nothing_hold_no_thread(server: Server) -> None:

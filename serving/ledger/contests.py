@@ -49,13 +49,13 @@ def _side(connection: sa.Connection, model: str, version: str, since: datetime) 
 
 def _pairs(connection: sa.Connection, contest: Contest, since: datetime) -> dict[str, Any]:
     ours, theirs = labels.alias("champion"), labels.alias("challenger")
+    beside = (ours.c.prediction_id == original_of(theirs.c.prediction_id)) & (ours.c.row == theirs.c.row)
     query = (
         _averages({name: theirs.c[name] - ours.c[name] for name in MEASURES})
-        .select_from(theirs.join(ours, (ours.c.prediction_id == original_of(theirs.c.prediction_id))
-                                 & (ours.c.row == theirs.c.row)))
+        .select_from(theirs.join(ours, beside))
         .where(theirs.c.model == contest.model, theirs.c.version == contest.challenger)
         .where(theirs.c.predicted_at >= since, is_twin(theirs.c.prediction_id), ours.c.version == contest.champion)
-    )  # fmt: skip
+    )
     return _spread(connection.execute(query).one()._asdict())
 
 
