@@ -24,11 +24,12 @@ from urllib.parse import quote
 from prometheus_client import CollectorRegistry
 
 from serving import notes, telemetry
+from serving.bell import Bell, ring
 from serving.bundle import Bundle
 from serving.child import prepare_in_child
 from serving.errors import SettingError
 from serving.exposition import Exposition, claim
-from serving.follower import TICK_S, Challenge, Follower
+from serving.follower import Challenge, Follower
 from serving.metrics import Metrics
 from serving.probation import Bounds, Probation, roll_back_in_child
 from serving.registry import Auth, LocalFiles, Ref, Version, registry_at
@@ -36,11 +37,12 @@ from serving.roster import Roster
 from serving.routing import CHALLENGER, Part
 from serving.shadow import Task
 from serving.shadows import ShadowKeeper
-from serving.state import LedgerState, Lock, ModelState
+from serving.state import LedgerState, Lock, ModelState, bell_of
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITER_END_S = 3.0
-ROSTER_S = 0.1
+ROSTER_S = 0.25
+ANSWER_LOOK_S = 0.01
 
 log = logging.getLogger("serving.agent")
 
@@ -88,10 +90,13 @@ def run(config: Config, auth: Auth, database_url: str, stop: threading.Event) ->
     contests = partial(_contests, roster, Path(config.state_dir))
     writer = _start_writer(config, database_url, metrics, contests, stop) if config.ledger is not None else None
     followers = _Followers(config, auth, metrics, stop, Path(shared) if shared else None)
+    bell = Bell(bell_of(Path(config.state_dir)))
     while not stop.is_set():
         followers.follow([Ref.parse(text) for text in roster()])
-        stop.wait(ROSTER_S)
+        if bell.wait(ROSTER_S):
+            followers.wake()
     followers.join()
+    bell.close()
     if writer is not None:
         writer.join(WRITER_END_S)  # what it does not write now it writes at the next start
 
@@ -107,6 +112,7 @@ class _Followers:
         self._metrics = metrics
         self._stop = stop
         self._stops: dict[str, threading.Event] = {}
+        self._following: dict[str, list[Follower]] = {}
         self._registry = registry_at(config.tracking_uri, auth)
         self._local = LocalFiles(Path(config.model_dir))
         self._threads: list[threading.Thread] = []
@@ -115,26 +121,37 @@ class _Followers:
         """Follow these models from now on, and no others."""
         for name in self._stops.keys() - {ref.name for ref in refs}:
             self._stops.pop(name).set()
+            _wake(self._following.pop(name))
         for ref in refs:
             if ref.name not in self._stops:
                 self._stops[ref.name] = stop = threading.Event()
+                self._following[ref.name] = []
                 self._threads = [thread for thread in self._threads if thread.is_alive()]
                 self._begin(ref, stop)
+
+    def wake(self) -> None:
+        """Have every model looked at that is asked for."""
+        for followers in self._following.values():
+            _wake(followers)
 
     def _begin(self, ref: Ref, stop: threading.Event) -> None:
         config, folder = self._config, Path(self._config.state_dir)
         champion, challenger = ModelState(folder, ref.name), ModelState(folder, ref.name, ModelState.CHALLENGER)
         one = len(config.models) == 1 and ref.name == Ref.parse(config.models[0]).name
         url = f"{config.url}/predict" if one else f"{config.url}/models/{quote(ref.name)}/predict"
-        self._start(self._follower(ref, champion, challenger.bundles, url=url).follow, stop, config.poll_interval_s)
+        self._follow(self._follower(ref, champion, challenger.bundles, url=url), stop)
         if ref.alias in (None, CHALLENGER):
             return
         challenge = Challenge(champion, Part.parse(config.challenger))
         rival = self._follower(Ref(ref.name, CHALLENGER), challenger, champion.bundles, challenge=challenge)
-        self._start(rival.follow, stop, config.poll_interval_s)
+        self._follow(rival, stop)
         self._start(ShadowKeeper(self._shadow(ref.name), self._metrics).keep, stop)
         if config.bounds is not None and self._metrics_dir is not None:
             self._start(self._probation(ref.name, ref.alias, config.bounds, self._metrics_dir).watch, stop)
+
+    def _follow(self, follower: Follower, stop: threading.Event) -> None:
+        self._following[follower.ref.name].append(follower)
+        self._start(follower.follow, stop, self._config.poll_interval_s)
 
     def _start(self, work: Callable[..., None], *given: Any) -> None:
         thread = threading.Thread(target=work, args=given)
@@ -190,6 +207,11 @@ class _Followers:
         self.follow([])
         for thread in self._threads:
             thread.join()
+
+
+def _wake(followers: Sequence[Follower]) -> None:
+    for follower in followers:
+        follower.wake()
 
 
 def _count_failure(metrics: Metrics, model: str, reason: str) -> None:
@@ -257,6 +279,7 @@ def main() -> None:
     def watch() -> None:
         os.read(sys.stdin.fileno(), 1)
         stop.set()
+        ring(bell_of(Path(config.state_dir)))
 
     threading.Thread(target=watch, daemon=True).start()
     database_url = os.environ.pop("DATABASE_URL", "")  # no version that is prepared needs to know it
@@ -343,6 +366,7 @@ def look(state: ModelState) -> str:
     ask_id = uuid.uuid4().hex
     state.asks.mkdir(parents=True, exist_ok=True)
     (state.asks / ask_id).touch()
+    ring(state.bell)
     return ask_id
 
 
@@ -356,7 +380,7 @@ def ask(state: ModelState, timeout_s: float) -> dict[str, Any] | None:
         if outcome is not None:
             answer.unlink(missing_ok=True)
             return outcome
-        time.sleep(TICK_S / 2)
+        time.sleep(ANSWER_LOOK_S)
     (state.asks / ask_id).unlink(missing_ok=True)
     return None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import socket
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Metric, multiprocess, start_wsgi_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -94,14 +94,13 @@ class Counted:
         return self._rows.get(("ml_prediction_bin_rows_total", name, label), 0)
 
 
-def serve(exposition: Exposition, address: str, port: int) -> socket.socket:
-    """Answer scrapes on a port of their own, in threads of this process; the socket that listens.
+def serve(exposition: Exposition, address: str, port: int) -> WSGIServer:
+    """Answer scrapes on a port of their own, in threads of this process; the server.
 
-    A child that is forked later has the socket too, and must close it. Raises OSError when the port cannot be used.
+    A child that is forked later has its socket too, and must close that. Raises OSError when the port cannot be used.
     """
     server, _ = start_wsgi_server(port, address, exposition.registry())
-    listening: socket.socket = server.socket
-    return listening
+    return server
 
 
 def claim(metrics_dir: Path, pid: int) -> None:

@@ -29,7 +29,7 @@ from serving.routing import OFF, Part
 from serving.state import ModelState
 from serving.tensors import Signature
 
-TICK_S, CHALLENGER_TICK_S = 0.02, 0.1  # nobody waits for a challenger
+TICK_S = 0.25  # who asks rings, and is not kept waiting
 ANSWER_KEPT_S = 600.0  # an answer nobody fetched (its worker died) is removed after this
 RETRY_S = (1.0, 60.0)  # first and longest pause after a preparation that failed through no fault of the version
 MAY_COME = ("missing_files",)  # an upload may not be through, a bucket may be restored
@@ -79,6 +79,7 @@ class Follower:
         self._refused: dict[str, Any] | None = None  # not kept over a restart: what failed then may work now
         self._failed: list[Any] | None = None  # what could not be prepared last, through no fault of its own
         self._retry_at, self._retry_s = 0.0, RETRY_S[0]
+        self._rung = threading.Event()
         self._said = ""
         self._url = url
         self._on_failure = on_failure
@@ -86,11 +87,16 @@ class Follower:
         self._challenge = challenge
         state.asks.mkdir(parents=True, exist_ok=True)
 
+    def wake(self) -> None:
+        """See at once what is asked, or that it is to stop."""
+        self._rung.set()
+
     def follow(self, stop: threading.Event, poll_interval_s: float) -> None:
         """Look at every interval, when the registry's files changed, and when asked; until ``stop``."""
         seen: object | None = None
         due = 0.0
         while not stop.is_set():
+            self._rung.clear()
             asks = [path.name for path in self._state.asks.iterdir()]
             fingerprint = self._registry.fingerprint(), self._rival()
             if asks or time.monotonic() >= due or fingerprint != seen:
@@ -99,7 +105,7 @@ class Follower:
                 due = time.monotonic() + poll_interval_s * random.uniform(0.9, 1.0)
                 outcome = self.look(asked=bool(asks))
                 self._answer(asks, outcome)
-            stop.wait(TICK_S if self._challenge is None else CHALLENGER_TICK_S)
+            self._rung.wait(TICK_S)
 
     def _rival(self) -> object | None:
         """Differs whenever a challenger has another version to be compared with."""

@@ -114,7 +114,7 @@ def _serve_metrics() -> None:
     roster = Roster(settings.models, settings.state_dir)
     exposition = Exposition(roster, settings.state_dir, metrics_dir, spool_limit_bytes=settings.ledger_spool_bytes)
     try:
-        _own_sockets.append(serve(exposition, settings.bind_address, settings.metrics_port))
+        _own_sockets.append(serve(exposition, settings.bind_address, settings.metrics_port).socket)
     except OSError as err:
         log.error("METRICS_PORT %d cannot be used: %s", settings.metrics_port, err.strerror)
     else:

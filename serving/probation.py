@@ -31,7 +31,7 @@ from serving.state import ModelState
 
 ERROR_RATIO, LATENCY, FAILED = "error_ratio", "latency", "failed"
 P95, SLACK_S = 0.95, 0.001
-TICK_S, LOOK_S = 0.1, 1.0  # to see that a version is new, and between two looks at what was counted
+TICK_S, LOOK_S = 0.25, 1.0  # to see that a version is new, and between two looks at what was counted
 PAUSE_S = (5.0, 60.0)  # first and longest, after a rollback that failed
 CHILD_S = 60.0
 OK, REFUSED = 0, 3  # what ``python -m serving`` ends with

@@ -18,7 +18,7 @@ from serving.routing import SHADOW
 from serving.shadow import AT_WORK, Task, command, left_at_work
 from serving.state import ModelState
 
-TICK_S = 0.1
+TICK_S = 0.25
 HUNG_S = 10.0  # for one page; the processor time that it was not given counts too, which only makes it slower
 PAUSE_S = (1.0, 60.0)  # first and longest, after a shadow that died
 END_S = 2.0

@@ -3,6 +3,7 @@
 <state>/service.lock, service.json        held by the service that uses this folder, and when it began
 <state>/models.json                       which models were added since it began
 <state>/agent.lock                        held by the one agent and the worker that keeps it
+<state>/agent.bell                        rung to have the agent look now
 <state>/models/<name>/desired.json        which bundle every worker should serve, by generation
 <state>/models/<name>/status.json         what the agent saw last: registry, refused version
 <state>/models/<name>/unloaded.json       this model is to answer nothing, by the service that was asked so
@@ -28,6 +29,11 @@ import os
 from pathlib import Path
 
 
+def bell_of(state_dir: Path) -> Path:
+    """What is rung to have the agent look now."""
+    return state_dir / "agent.bell"
+
+
 class ModelState:
     """The paths of one model, or of its challenger: ``of`` is `CHALLENGER` then."""
 
@@ -35,6 +41,7 @@ class ModelState:
 
     def __init__(self, state_dir: Path, name: str, of: str = "") -> None:
         self.home = state_dir / "models" / name / of
+        self.bell = bell_of(state_dir)
         self.desired = self.home / "desired.json"
         self.status = self.home / "status.json"
         self.unloaded = self.home / "unloaded.json"

@@ -193,14 +193,15 @@ def test_one_metric_may_be_asked_for_by_name(service: Exposition, metrics_dir: P
 def test_metrics_have_a_port_of_their_own(service: Exposition, metrics_dir: Path) -> None:
     process(metrics_dir, 3)
     port = free_port()
-    listening = exposition.serve(service, "127.0.0.1", port)
+    server = exposition.serve(service, "127.0.0.1", port)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert b"ml_predictions_total{" in answer.read()
         with pytest.raises(OSError, match="in use"):
             exposition.serve(service, "127.0.0.1", port)
     finally:
-        listening.close()
+        server.shutdown()
+        server.server_close()
 
 
 # --- notes -----------------------------------------------------------------------------------------------------------

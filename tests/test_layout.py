@@ -43,7 +43,7 @@ LAYERS = (
     {"digest", "notes", "state", "tensors", "metrics", "telemetry", "tracing", "answers", "processes", "routing"}
     | {"verdict", "counts"},
     {"settings"},
-    {"errors", "entropy"},
+    {"errors", "entropy", "bell"},
 )
 KNOWS_SETTINGS = {"app", "gunicorn_conf", "ledger.__main__", "__main__"}  # everything else takes plain named arguments
 

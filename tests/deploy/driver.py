@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,9 @@ class Driver:
 
     def hangs(self, process: subprocess.Popen[str]) -> None:
         """Returns when a stub hangs, as a fault told it."""
+        deadline = time.monotonic() + LIMIT_S
         while not state.HANGING.wait(timeout=0.1):
+            assert time.monotonic() < deadline, f"no stub hangs; called were {state.CALLS}"
             assert process.poll() is None, self.ended(process).text
         state.HANGING.clear()
 
