@@ -843,12 +843,15 @@ def _await_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> None:
             break
         with contextlib.suppress(requests.RequestException):
             health = requests.get(f"{url}/health", timeout=5)
-            workers = [model["workers"] for model in health.json()["models"]] if health.ok else []
-            if health.ok and all(count["acknowledged"] == count["total"] for count in workers):
+            if health.ok and all(_in_every_worker(model) for model in health.json()["models"]):
                 return
         time.sleep(0.1)
     said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
     raise NothingToCall(f"the service {what}; it said:\n" + "\n".join(f"  {line}" for line in said))
+
+
+def _in_every_worker(model: dict[str, Any]) -> bool:
+    return bool(model["ready"] and model["workers"]["acknowledged"] == model["workers"]["total"])
 
 
 def _stop(service: subprocess.Popen[bytes]) -> None:

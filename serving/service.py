@@ -219,7 +219,8 @@ class Service:
             outcome_word = {409: "refused", 502: "unreachable"}.get(err.status, "failed")
             raise
         finally:
-            self.metrics.reloads.labels(name, outcome_word).inc()
+            if self.store.counts(name):
+                self.metrics.reloads.labels(name, outcome_word).inc()
 
     def _reload(self, name: str, started: float) -> Reloaded:
         deadline = started + self._reload_timeout_s

@@ -220,6 +220,10 @@ class Store:
             _retire(self._live.pop(name, None))
         self._names = names
 
+    def counts(self, name: str) -> bool:
+        """Whether the model has series; a name that somebody tried to add has none before there is such a model."""
+        return name in self._counted
+
     def _count(self, name: str) -> None:
         """Have the model's series exist. Of one that was added only when it is there: anybody may name one."""
         if name not in self._counted:

@@ -24,7 +24,7 @@ from werkzeug.serving import make_server
 
 from serving.settings import ROOT
 
-READY_S = 90.0
+READY_S = 180.0
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from registries import empty_registry
 
 from serving import bundle as bundles
 from serving import metrics as all_metrics
@@ -319,7 +320,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from mlflow import MlflowClient
 
     home = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{home / 'mlflow.db'}"
+    uri = empty_registry(home / "mlflow.db")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.create_registered_model("iris")
     for number in ("1", "2", "3"):

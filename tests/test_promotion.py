@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registries import empty_registry
 
 from serving import verdict
 from serving.errors import RegistryUnreachable, ServingError, UnknownModel
@@ -60,7 +61,7 @@ class Model:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
+    uri = empty_registry(tmp_path_factory.mktemp("registry") / "mlflow.db")
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

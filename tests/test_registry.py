@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
+from registries import empty_registry
 from served import free_port
 
 from serving.digest import folder_digest
@@ -89,7 +91,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     """One server on SQLite, without the job runners, which would be seven more processes."""
     home, port = tmp_path_factory.mktemp("mlflow-server"), free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
+    command += ["--backend-store-uri", empty_registry(home / "mlflow.db")]
     command += ["--artifacts-destination", str(home / "artifacts"), "--serve-artifacts"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (home / "server.log").open("wb") as log:
@@ -262,9 +264,10 @@ def test_a_server_that_hangs_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
-            for _ in range(3):
-                connection, _address = listener.accept()
-                connection.close()
+            with contextlib.suppress(OSError):  # the test is over
+                for _ in range(3):
+                    connection, _address = listener.accept()
+                    connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
         with pytest.raises(RegistryUnreachable, match="does not answer"):

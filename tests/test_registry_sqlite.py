@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registries import empty_registry
 
 from serving.errors import RegistryUnreachable, ServingError, UnknownModel
 from serving.follower import TICK_S
@@ -51,11 +52,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
     from mlflow import MlflowClient
 
     home = tmp_path_factory.mktemp("sqlite")
-    uri = f"sqlite:///{home / 'mlflow.db'}"
+    uri = empty_registry(home / "mlflow.db")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     with pytest.MonkeyPatch.context() as patch:
+        mlflow.set_tracking_uri(None)  # not where a test before this one said; it takes the variable away too
         patch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow looks a logged model up there, whatever its client was told
-        mlflow.set_tracking_uri(None)  # and not where a test before this one said
         _fill(client, home)
         for name in ODD_NAMES:
             client.create_registered_model(name)

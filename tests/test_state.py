@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving import notes
-from serving.state import Lock, ModelState, Workers
+from serving.state import Lock, ModelState, Workers, bell_of
 
 # Takes a lock, says so, and waits to be told or killed.
 HOLDER = """
@@ -260,6 +260,6 @@ def test_two_lookers_at_once_find_the_same_living(tmp_path: Path, start: Start) 
 
 
 def test_two_models_share_no_path(tmp_path: Path) -> None:
-    first, second = (vars(ModelState(tmp_path, name)) for name in ("iris", "fraud"))
-    assert not set(first.values()) & set(second.values())
-    assert all(path.is_relative_to(tmp_path / "models" / "iris") for path in first.values())
+    first, second = (set(vars(ModelState(tmp_path, name)).values()) for name in ("iris", "fraud"))
+    assert first & second == {bell_of(tmp_path)}
+    assert all(path.is_relative_to(tmp_path / "models" / "iris") for path in first - second)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from registries import empty_registry
 from rich.console import Console
 from served import running, settings_of
 from sklearn.model_selection import FixedThresholdClassifier
@@ -59,7 +60,7 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """What the command leaves behind, for few rows and the smallest proof."""
     home = tmp_path_factory.mktemp("fraud")
-    settings = settings_of(home, mlflow_tracking_uri=f"sqlite:///{home / 'mlruns' / 'mlflow.db'}", models=("fraud",))
+    settings = settings_of(home, mlflow_tracking_uri=empty_registry(home / "mlruns" / "mlflow.db"), models=("fraud",))
     family = replace(fraud._family(few, fraud.chance(few())), candidates=CANDIDATES, folds=3)
     said, patch = StringIO(), pytest.MonkeyPatch()
     patch.setattr(proof, "ROWS", 600)

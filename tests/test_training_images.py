@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import untrained
 from PIL import Image
+from registries import empty_registry
 from rich.console import Console
 
 from serving import mlmodel, reference
@@ -214,7 +215,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, str
     """A narrow network in int8, through the whole of training: the version, its files, and what was said."""
     home = tmp_path_factory.mktemp("home")
     settings = Settings.from_env(
-        {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "MODEL_DIR": str(home / "models")}
+        {"MLFLOW_TRACKING_URI": empty_registry(home / "mlflow.db"), "MODEL_DIR": str(home / "models")}
     )
     chosen = family(Options(weights="none", precision="int8"))
     chosen = replace(chosen, candidates=({**chosen.candidates[0], "width": 8, "epochs": 5},))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import untrained
+from registries import empty_registry
 from rich.console import Console
 
 from serving import mlmodel, reference
@@ -144,7 +145,7 @@ def test_a_name_that_the_hub_does_not_answer_for(tmp_path: Path) -> None:
 def trained(chosen: Family, home: Path) -> tuple[Any, Path, str]:
     """The version that was registered, its files, and what was said."""
     settings = Settings.from_env(
-        {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "MODEL_DIR": str(home / "models")}
+        {"MLFLOW_TRACKING_URI": empty_registry(home / "mlflow.db"), "MODEL_DIR": str(home / "models")}
     )
     said = StringIO()
     train(chosen, Plan(force=True), settings, Report(Console(file=said, width=500), chosen))

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from registries import empty_registry
+
 from serving import drift
 from serving.digest import folder_digest
 from serving.registry import DIGEST_TAG
@@ -23,7 +25,7 @@ class Registered:
         from mlflow import MlflowClient
 
         self.home = home
-        self.uri = uri or f"sqlite:///{home / 'mlflow.db'}"
+        self.uri = uri or empty_registry(home / "mlflow.db")
         self.folders: dict[str, Path] = {}
         self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self._client.create_registered_model("iris")

@@ -92,7 +92,7 @@ def test_no_panel_is_empty(watched: Watched) -> None:
         return not empty
 
     try:
-        wait_for(none_is_empty, 60, "some panels are empty")
+        wait_for(none_is_empty, 180, "some panels are empty")
     except AssertionError as err:
         raise AssertionError("\n".join(f"{where}: {expr}" for where, expr in sorted(empty))) from err
 

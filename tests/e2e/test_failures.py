@@ -136,7 +136,7 @@ class TrackingServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(lambda: call(self.port, "/health").status == 200, 60, "the tracking server does not start")
+        wait_for(lambda: call(self.port, "/health").status == 200, 120, "the tracking server does not start")
 
     def stop(self) -> None:
         if self._process is not None:

@@ -109,7 +109,7 @@ def test_a_shadow_sees_what_is_asked_and_answers_nobody(rivals: Running, registe
     wait_for(lambda: compared(service), 30, "nobody challenges")
     got = [service.call("/predict", {"features": ROWS}) for _ in range(20)]
     assert {answer.headers["X-Model-Version"] for answer in got} == {"1"}
-    wait_for(lambda: (compared(service)["agreement"] or {}).get("rows") == 60, 30, "the shadow has not seen all")
+    wait_for(lambda: (compared(service)["agreement"] or {}).get("rows") == 60, 180, "the shadow has not seen all")
     agreement = compared(service)["agreement"]
     assert agreement["failed_rows"] == agreement["dropped_rows"] == 0
     assert agreement["agreed_ratio"] == 1.0
@@ -121,7 +121,7 @@ def test_a_shadow_sees_what_is_asked_and_answers_nobody(rivals: Running, registe
     ]
     assert service.call("/feedback", labels).status in (200, 202)
     wait_for(
-        lambda: compared(service)["challenger"]["quality"]["labelled_rows"] == 60, 90, "labels do not count for it"
+        lambda: compared(service)["challenger"]["quality"]["labelled_rows"] == 60, 180, "labels do not count for it"
     )
     assert compared(service)["champion"]["quality"]["labelled_rows"] == 60
     assert compared(service)["gain"]["paired"]

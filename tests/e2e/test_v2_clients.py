@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import Running
+from registries import empty_registry
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -26,7 +27,7 @@ class Shelf:
         from mlflow import MlflowClient
 
         self.home = home
-        self.uri = f"sqlite:///{home / 'mlflow.db'}"
+        self.uri = empty_registry(home / "mlflow.db")
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.expected: dict[str, Callable[[Any], Any]] = {}
 
