@@ -26,6 +26,7 @@ REFUSALS = (
     *("prepare_timeout", "proof_failed", "signature_changed", "bad_route"),
 )
 LOAD_FAILURES = (*REFUSALS, "prepare_failed", "worker_load_failed")
+SHADOWED = ("agreed", "disagreed", "failed", "dropped")
 RELOADS = ("changed", "unchanged", "refused", "unreachable", "failed")
 ROLLBACKS = ("error_ratio", "latency", "failed")
 LABELLED = ("accepted", "corrected", "repeated", "stale", "unknown")
@@ -216,6 +217,13 @@ class Metrics:
         for reason in REJECTED:
             self.rejected.labels(reason)
         self.ledger.start_at_zero(model)
+
+    def start_shadow_at_zero(self, model: str, version: str) -> None:
+        """The same for one that is about to see copies."""
+        for outcome in SHADOWED:
+            self.shadow_rows.labels(model, version, outcome)
+        self.shadow_difference.labels(model, version)
+        self.shadow_cpu_s.labels(model, version)
 
     def start_version_at_zero(self, model: str, version: str) -> None:
         """The same for a version that goes live."""

@@ -66,6 +66,7 @@ class Shadow:
         self._metrics = metrics
         self._record = record
         self._of = live.bundle.name, live.bundle.version
+        metrics.start_shadow_at_zero(*self._of)
 
     def work(self) -> bool:
         """Answer the oldest page; False where none waits."""

@@ -21,7 +21,7 @@ from serving.digest import folder_digest
 from serving.ledger import Spool
 from serving.ledger.twins import twin
 from serving.live import Live, Loader
-from serving.metrics import Metrics
+from serving.metrics import SHADOWED, Metrics
 from serving.observer import Recorder, Seen
 from serving.prepare import Job, prepare
 from serving.registry import Auth, Version
@@ -110,6 +110,13 @@ def test_what_it_answers_goes_to_the_ledger_beside_the_champions(bench: Bench) -
     line = json.loads(page.read_bytes())
     assert line["ids"] == [twin(prediction_id)]
     assert (line["version"], line["rows"], line["values"]) == ("2", [2], [2.0, 4.0])
+
+
+def test_what_it_counts_is_there_before_it_happens(bench: Bench) -> None:
+    Shadow(bench.live, bench.state, bench.metrics, None)
+    for outcome in SHADOWED:
+        of = {"model": "m", "version": "2", "outcome": outcome}
+        assert bench.registry.get_sample_value("ml_shadow_rows_total", of) == 0
 
 
 def test_what_it_fails_at_is_counted_and_gone(bench: Bench) -> None:

@@ -23,7 +23,7 @@ ROUNDS = 12
 
 @dataclass
 class Watched:
-    """A service that has seen traffic, and the Prometheus that watched it."""
+    """A service that has seen traffic, with a version that shadows another, and the Prometheus that watched it."""
 
     service: Running
     prometheus: Monitored
@@ -33,18 +33,21 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(registered: Registered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     registered.point(registered.add_profiled())
+    registered.point("1", "challenger", route="shadow")
     home = tmp_path_factory.mktemp("watched")
     port = free_port()
     service = Running(home / "service", registered.uri, {"METRICS_PORT": str(port), "WEB_CONCURRENCY": "2"})
     prometheus = Monitored(home / "prometheus", [port])
     try:
         service.start()
+        wait_for(lambda: service.call("/models/iris/compare").status == 200, 60, "nobody challenges")
         prometheus.start()
         yield Watched(service, prometheus, traffic(service))
         service.stop()
     finally:
         prometheus.stop()
         service.kill()
+        registered.no_challenger()
 
 
 def traffic(service: Running) -> int:
