@@ -336,7 +336,9 @@ class Store:
         said = {
             "pid": os.getpid(),
             "models": {name: _said(live) for name, live in self._live.items()},
-            "challengers": {name: _said(split.challenger) for name, split in self.splits.items()},
+            "challengers": {
+                name: {**_said(split.challenger), "share": split.share} for name, split in self.splits.items()
+            },
             "errors": self._errors,
             "unloaded": sorted(self._unloaded),
         }

@@ -8,6 +8,9 @@ from urllib.parse import urlparse
 from serving.errors import RegistryUnreachable, UnknownModel
 from serving.registry.versions import Ref, Version
 
+SERVERS = ("postgresql", "mysql")  # databases that are elsewhere, and may be away
+CONNECT_S = 5
+
 
 class ClientRegistry:
     """A database or another store, through MLflow's own client, which is imported at the first look."""
@@ -47,12 +50,25 @@ def connected(uri: str) -> Any:
     try:
         from mlflow import MlflowClient
 
+        _reach(uri)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except ImportError as err:
         what = f"registry {_scheme(uri)} needs the full mlflow package: {err}"
         raise RegistryUnreachable(what) from err
     except Exception as err:
         raise RegistryUnreachable(f"registry {_scheme(uri)}: {_reason(err)}") from err
+
+
+def _reach(uri: str) -> None:
+    """Connect to a database once: MLflow would try for a minute and a half before it says that there is none."""
+    if urlparse(uri).scheme.partition("+")[0] not in SERVERS:
+        return
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(uri, poolclass=sa.NullPool)
+    sa.event.listen(engine, "do_connect", lambda *given: given[-1].setdefault("connect_timeout", CONNECT_S))
+    with engine.connect():
+        pass
 
 
 def _scheme(uri: str) -> str:

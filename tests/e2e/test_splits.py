@@ -32,7 +32,10 @@ def split(service: Running, part: str) -> bool:
     """Whether every worker gives the challenger this part."""
     notes = [json.loads(path.read_text()) for path in (service.folder / "state" / "workers").glob("*.json")]
     desired = service.call("/models/iris").json["challenger"] or {}
-    return desired.get("part") == part and all(note["challengers"].get("iris") for note in notes)
+    share = float(part.rstrip("%")) / 100
+    return desired.get("part") == part and all(
+        note["challengers"].get("iris", {}).get("share") == share for note in notes
+    )
 
 
 def versions(service: Running, keys: list[str]) -> list[str]:
