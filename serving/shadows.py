@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -58,7 +59,7 @@ class ShadowKeeper:
         wanted, version = self._wanted()
         if wanted != self._bundle:
             self._end()
-            shutil.rmtree(self._state.shadow, ignore_errors=True)  # copies for another version, or for none
+            self._throw_away(keep_new=wanted is not None)
             self._bundle, self._version, self._retry_at, self._retry_s = wanted, version, 0.0, PAUSE_S[0]
         if wanted is None:
             return
@@ -69,6 +70,17 @@ class ShadowKeeper:
             self._bury(f"ended with code {self._child.returncode}")
         elif (page := left_at_work(self._state)) and time.time() - page["since"] > self._hung_s:
             self._bury(f"was at one page for more than {self._hung_s:g} s")
+
+    def _throw_away(self, *, keep_new: bool) -> None:
+        """Copies for another version or for none: those that were made before this one was desired."""
+        if not keep_new:
+            shutil.rmtree(self._state.shadow, ignore_errors=True)
+            return
+        since = self._state.desired.stat().st_mtime_ns
+        for path in self._state.shadow.iterdir() if self._state.shadow.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns < since:
+                    path.unlink()
 
     def _wanted(self) -> tuple[str | None, str]:
         """The bundle that is to see copies, and its version."""

@@ -183,6 +183,28 @@ def test_a_page_that_it_hangs_at_or_dies_of_is_thrown_away(kept: Bench, bad: flo
     wait(lambda: kept.rows("failed") == 1)
 
 
+def test_what_is_left_before_the_keeper_looks_is_answered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    bench.leave(1.0)  # for the version before
+    time.sleep(0.02)
+    notes.write(bench.state.desired, bench.note)
+    time.sleep(0.02)
+    bench.leave(2.0)
+    stop = threading.Event()
+    task = Task("m", "", str(bench.state_dir), "info", "text", 1.0, (), 1 << 20)
+    thread = threading.Thread(target=ShadowKeeper(task, bench.metrics).keep, args=(stop,))
+    thread.start()
+    try:
+        wait(lambda: answered(bench) == 1)
+        time.sleep(0.3)
+        (page,) = LedgerState(bench.state_dir).spool.iterdir()
+        assert json.loads(page.read_bytes())["values"] == [4.0]
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_it_ends_when_nobody_challenges(kept: Bench) -> None:
     time.sleep(0.5)
     kept.leave(1.0)
